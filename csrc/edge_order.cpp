@@ -1,0 +1,66 @@
+// Edges in receiver order and in sender order by stable counting sorts; plain C++.
+// fastmlip/ops/edge_order.py describes the table.
+#include <numeric>
+
+#include "tensor_product_conv.h"
+
+namespace fastmlip {
+namespace {
+
+// ptr[n] .. ptr[n + 1]: where node n's edges stand; edges[...]: which they are; others[...]: their
+// nodes at the other end.
+template <class Index>
+void sort_by(const Index* key, const Index* other, bool sorted, int64_t num_nodes, int64_t num_edges,
+             int64_t* ptr, int64_t* edges, int64_t* others) {
+  if (sorted) {
+    std::iota(edges, edges + num_edges, int64_t(0));
+    for (int64_t e = 0; e < num_edges; ++e) others[e] = other[e];
+    return;
+  }
+  for (int64_t e = 0; e < num_edges; ++e) {
+    const int64_t place = ptr[key[e]]++;
+    edges[place] = e;
+    others[place] = other[e];
+  }
+  for (int64_t n = num_nodes; n > 0; --n) ptr[n] = ptr[n - 1];  // undo the advance
+  ptr[0] = 0;
+}
+
+// Counts edges per node into ptr, as running sums; returns the first bad position or -1.
+template <class Index>
+int64_t count(const Index* key, int64_t num_nodes, int64_t num_edges, int64_t* ptr, bool* sorted) {
+  for (int64_t n = 0; n <= num_nodes; ++n) ptr[n] = 0;
+  *sorted = true;
+  Index before = 0;
+  for (int64_t e = 0; e < num_edges; ++e) {
+    const Index n = key[e];
+    if (n < 0 || n >= num_nodes) return e;
+    *sorted &= n >= before;
+    before = n;
+    ++ptr[n + 1];
+  }
+  for (int64_t n = 0; n < num_nodes; ++n) ptr[n + 1] += ptr[n];
+  return -1;
+}
+
+}  // namespace
+
+template <class Index>
+const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, int64_t num_edges, int64_t* order,
+                       int64_t* bad_position) {
+  int64_t *dst_ptr = order, *src_ptr = dst_ptr + num_nodes + 1, *dst_edge = src_ptr + num_nodes + 1;
+  int64_t *dst_src = dst_edge + num_edges, *src_edge = dst_src + num_edges, *src_dst = src_edge + num_edges;
+  bool dst_sorted, src_sorted;
+  *bad_position = count(dst, num_nodes, num_edges, dst_ptr, &dst_sorted);
+  if (*bad_position >= 0) return "edge_dst";
+  *bad_position = count(src, num_nodes, num_edges, src_ptr, &src_sorted);
+  if (*bad_position >= 0) return "edge_src";
+  sort_by(dst, src, dst_sorted, num_nodes, num_edges, dst_ptr, dst_edge, dst_src);
+  sort_by(src, dst, src_sorted, num_nodes, num_edges, src_ptr, src_edge, src_dst);
+  return nullptr;
+}
+
+template const char* edge_order(const int32_t*, const int32_t*, int64_t, int64_t, int64_t*, int64_t*);
+template const char* edge_order(const int64_t*, const int64_t*, int64_t, int64_t, int64_t*, int64_t*);
+
+}  // namespace fastmlip

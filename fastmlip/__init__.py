@@ -1,0 +1,20 @@
+"""Fused kernels for E(3)-equivariant interatomic potentials, on CPU (C++) and GPU (Triton)."""
+
+from fastmlip import nn, ops
+from fastmlip.backend import BackendUnavailableError, info, use_backend, warn_if_slow
+from fastmlip.integrations import accelerate, summary
+from fastmlip.problem import TensorProductProblem
+
+__version__ = "0.1.0"
+__all__ = [
+    "BackendUnavailableError",
+    "TensorProductProblem",
+    "accelerate",
+    "info",
+    "nn",
+    "ops",
+    "summary",
+    "use_backend",
+]
+
+warn_if_slow()

@@ -1,0 +1,127 @@
+"""Which implementation an operator runs: the C++ kernels, the Triton kernels, or the reference.
+
+One rule for all operators: tensors on a CPU take ``cpp``, tensors on a GPU take ``triton``, and
+where that is not installed the plain-PyTorch ``reference`` runs, which :func:`fastmlip.info` says.
+Naming a backend (:func:`use_backend`, or the environment variable ``FASTMLIP_BACKEND``) turns the
+rule off: what was named runs, or raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+BACKENDS = ("auto", "cpp", "triton", "reference")
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was asked for by name and cannot run here."""
+
+
+@lru_cache(maxsize=None)
+def load_extension() -> str | None:
+    """Load the C++ library once; return why it is missing, or None where it is there."""
+    libraries = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not libraries:
+        return "the C++ extension is not built"
+    try:
+        torch.ops.load_library(libraries[0])
+    except OSError as error:
+        return f"the C++ extension does not load: {error}"
+    return None
+
+
+@lru_cache(maxsize=None)
+def triton_missing() -> str | None:
+    """Why Triton kernels cannot be launched here, or None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if interpreting():
+        return None
+    if not torch.cuda.is_available():
+        return "no GPU is visible to torch"
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run under its interpreter, on CPU tensors (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: expected one of {BACKENDS}, got {name!r}")
+    if name == "cpp" and (why := load_extension()):
+        raise BackendUnavailableError(f"{source}: backend 'cpp' was asked for, but {why}")
+    if name == "triton" and (why := triton_missing()):
+        raise BackendUnavailableError(f"{source}: backend 'triton' was asked for, but {why}")
+    return name
+
+
+_asked = _checked(os.environ.get("FASTMLIP_BACKEND", "auto"), "FASTMLIP_BACKEND")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the operators of a ``with`` block on one backend: ``cpp``, ``triton`` or ``reference``.
+
+    A graph that ``torch.compile`` or export traced inside the block keeps that backend.
+
+    Raises:
+        ValueError: unknown name.
+        BackendUnavailableError: the backend cannot run here.
+    """
+    global _asked
+    before, _asked = _asked, _checked(name, "use_backend")
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def choose(x: torch.Tensor) -> str:
+    """The backend for operands like ``x``: never a silent change of one that was named."""
+    if _asked == "auto":
+        if x.is_cpu:
+            return "reference" if load_extension() else "cpp"
+        return "triton" if x.is_cuda and not triton_missing() else "reference"
+    if _asked == "cpp" and not x.is_cpu:
+        raise BackendUnavailableError(f"backend 'cpp' runs on cpu tensors, got one on {x.device}")
+    if _asked == "triton" and x.is_cpu and not interpreting():
+        raise BackendUnavailableError(
+            "backend 'triton' runs on GPU tensors (or on cpu ones with TRITON_INTERPRET=1), got cpu"
+        )
+    return _asked
+
+
+def info() -> dict[str, str]:
+    """What runs where, and why: one entry per question, ready to print."""
+    no_cpp, no_triton = load_extension(), triton_missing()
+    triton = importlib.util.find_spec("triton") and importlib.metadata.version("triton")
+    return {
+        "fastmlip": importlib.metadata.version("fastmlip"),
+        "torch": torch.__version__,
+        "asked for": _asked,
+        "cpu tensors": f"reference ({no_cpp})" if no_cpp else "cpp",
+        "instruction set": "none" if no_cpp else torch.ops.fastmlip.isa(),
+        "threads": str(torch.get_num_threads()),
+        "gpu tensors": f"none run ({no_triton})" if no_triton else "triton",
+        "triton": str(triton or "not installed"),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def warn_if_slow() -> None:
+    """Say once, at import, that the CPU runs the slow reference."""
+    if why := load_extension():
+        warnings.warn(
+            f"fastmlip: {why}; operators on the CPU run their plain-PyTorch reference", stacklevel=3
+        )

@@ -1,0 +1,5 @@
+"""Modules: drop-in replacements for those of the host packages."""
+
+from fastmlip.nn.tensor_product_conv import TensorProductConv
+
+__all__ = ["TensorProductConv"]

@@ -1,0 +1,69 @@
+"""Edges in receiver order and in sender order, as one int64 tensor.
+
+``order = [dst_ptr (N+1) | src_ptr (N+1) | dst_edge (E) | dst_src (E) | src_edge (E) | src_dst (E)]``
+
+Edges ``dst_edge[dst_ptr[n] : dst_ptr[n + 1]]`` point to node n and come from the nodes ``dst_src``
+of the same range; edges ``src_edge[src_ptr[n] : src_ptr[n + 1]]`` start at node n and point to the
+nodes ``src_dst``. Within a node edges keep the order they were given in, so sums over them always
+run in the same order. Edges that are already sorted are not sorted again (C++: one linear pass).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fastmlip import backend
+
+
+class EdgeOrder:
+    """Names for the parts of an ``order`` tensor of ``num_nodes`` nodes and ``num_edges`` edges."""
+
+    def __init__(self, order: torch.Tensor, num_nodes: int, num_edges: int) -> None:
+        nodes, edges = num_nodes + 1, num_edges
+        parts = order.split([nodes, nodes, edges, edges, edges, edges])
+        self.dst_ptr, self.src_ptr = parts[:2]
+        self.dst_edge, self.dst_src, self.src_edge, self.src_dst = parts[2:]
+
+    def edge_dst(self) -> torch.Tensor:
+        return torch.empty_like(self.src_dst).index_copy(0, self.src_edge, self.src_dst)
+
+    def edge_src(self) -> torch.Tensor:
+        return torch.empty_like(self.dst_src).index_copy(0, self.dst_edge, self.dst_src)
+
+
+def reference(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) -> torch.Tensor:
+    """The same table from stable sorts; works on any device, without host synchronisation."""
+    edge_dst, edge_src = edge_dst.long(), edge_src.long()
+    nodes = torch.arange(num_nodes + 1, device=edge_dst.device)
+    sorted_dst, by_dst = torch.sort(edge_dst, stable=True)
+    sorted_src, by_src = torch.sort(edge_src, stable=True)
+    pointers = [torch.searchsorted(index, nodes) for index in (sorted_dst, sorted_src)]
+    return torch.cat([*pointers, by_dst, edge_src[by_dst], by_src, edge_dst[by_src]])
+
+
+def _assert_in_range(index: torch.Tensor, name: str, num_nodes: int) -> None:
+    message = f"{name}: every entry must lie in [0, x.size(0)), the rows of x"
+    torch._assert_async(((index >= 0) & (index < num_nodes)).all(), message)
+
+
+@torch.library.triton_op("fastmlip::edge_order", mutates_args=())
+def edge_order(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) -> torch.Tensor:
+    """``[2 (N + 1) + 4 E]`` int64 table of this page, from int32 or int64 ``[E]`` indices.
+
+    Raises:
+        RuntimeError: an index outside ``[0, num_nodes)``, named with its position (on a GPU
+            without the position, when the device next synchronises).
+    """
+    if backend.choose(edge_dst) == "cpp":
+        return torch.ops.fastmlip.edge_order_cpu(edge_dst, edge_src, num_nodes)
+    _assert_in_range(edge_dst, "edge_dst", num_nodes)
+    _assert_in_range(edge_src, "edge_src", num_nodes)
+    return reference(edge_dst, edge_src, num_nodes)
+
+
+if backend.load_extension() is None:
+
+    @torch.library.register_fake("fastmlip::edge_order_cpu")
+    def _(edge_dst, edge_src, num_nodes):
+        size = 2 * (num_nodes + 1) + 4 * edge_dst.shape[0]
+        return edge_dst.new_empty((size,), dtype=torch.int64)

@@ -1,0 +1,328 @@
+"""Tensor product of node features with edge attributes, weighted per edge, summed per receiver.
+
+For every path p = (i, j, k) with coefficient c_p and Clebsch-Gordan (real Wigner 3j) symbols C_p::
+
+    out[n, u, m3] += sum over edges e with edge_dst[e] = n:
+        edge_weight[e, p, u] * c_p * sum_{m1, m2} C_p[m1, m2, m3]
+            * x[edge_src[e], u, m1] * edge_attr[e, m2]
+
+This is e3nn's ``TensorProduct`` with ``uvu`` instructions and ``shared_weights=False`` on
+``x[edge_src]``, followed by a sum over ``edge_dst``, and it never builds an ``[E, irreps_out]``
+tensor. With L(x, a, w, g) = <g, out(x, a, w)>, linear in each of x, a = edge_attr, w = edge_weight
+and g, every derivative is a sum of partial derivatives of L::
+
+    backward         dL/dx, dL/da, dL/dw
+    double backward  d/d(x, a, w, g) of  L(hx, a, w, g) + L(x, ha, w, g) + L(x, a, hw, g)
+    beyond           composed of the two above and the forward
+
+Each rung is an operator with a fake and an autograd formula that calls the next rung. Sums over
+edges run in the fixed order of :mod:`fastmlip.ops.edge_order`: the result is the same bits in
+every run and for any number of threads.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import torch
+
+from fastmlip import backend
+from fastmlip.ops.edge_order import EdgeOrder, edge_order
+from fastmlip.problem import TensorProductProblem
+
+Tensor = torch.Tensor
+EDGE_DIMS = "[E, irreps_in2.dim]"
+
+
+def tensor_product_conv(
+    x: Tensor,
+    edge_attr: Tensor,
+    edge_weight: Tensor,
+    edge_dst: Tensor,
+    edge_src: Tensor,
+    problem: TensorProductProblem,
+    tables: Tensor | None = None,
+) -> Tensor:
+    """The convolution of this page: ``[N, irreps_out.dim]`` in ``mul_ir`` layout.
+
+    Args:
+        x: node features ``[N, irreps_in1.dim]``, float32 or float64.
+        edge_attr: ``[E, irreps_in2.dim]``, dtype of ``x``.
+        edge_weight: ``[E, problem.weight_numel]``, dtype of ``x``.
+        edge_dst: receivers ``[E]``, int32 or int64, in ``[0, N)``, in any order.
+        edge_src: senders ``[E]``, likewise.
+        problem: irreps and instructions.
+        tables: ``problem.tables()`` on the device of ``x``, where the caller keeps it.
+
+    Under autocast the operands may differ in dtype: the sum runs in their common dtype, at least
+    float32, and the result has the dtype that NequIP's own layer gives, that of ``x``.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: an index out of range.
+    """
+    _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem)
+    if tables is None:
+        tables = problem.tables().to(x.device)
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        common = torch.promote_types(x.dtype, torch.promote_types(edge_attr.dtype, edge_weight.dtype))
+        common = torch.promote_types(common, torch.float32)
+        x, edge_attr, edge_weight = x.to(common), edge_attr.to(common), edge_weight.to(common)
+    order = torch.ops.fastmlip.edge_order(edge_dst, edge_src, x.shape[0])
+    out = torch.ops.fastmlip.tensor_product_conv(
+        x, edge_attr, edge_weight, order, tables, problem.key
+    )
+    return out.to(dtype)
+
+
+def _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem) -> None:
+    edges = edge_dst.shape[0] if edge_dst.dim() == 1 else None
+    for name, value, columns, meaning in (
+        ("x", x, problem.dim_in1, "[N, irreps_in1.dim]"),
+        ("edge_attr", edge_attr, problem.dim_in2, "[E, irreps_in2.dim]"),
+        ("edge_weight", edge_weight, problem.weight_numel, "[E, weight_numel]"),
+    ):
+        if value.dim() != 2 or value.shape[1] != columns:
+            raise ValueError(
+                f"{name}: expected shape {meaning} with {columns} columns, got {tuple(value.shape)}"
+            )
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
+    for name, value in (("edge_dst", edge_dst), ("edge_src", edge_src)):
+        if value.dim() != 1:
+            raise ValueError(f"{name}: expected shape [E], got {tuple(value.shape)}")
+        if value.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name}: expected int32 or int64, got {value.dtype}")
+    for name, value in (
+        ("edge_src", edge_src), ("edge_attr", edge_attr), ("edge_weight", edge_weight)
+    ):  # fmt: skip
+        if value.shape[0] != edges:
+            raise ValueError(f"{name}: expected E = {edges} rows as in edge_dst, got {value.shape[0]}")
+    for name, value in (
+        ("edge_attr", edge_attr), ("edge_weight", edge_weight), ("edge_dst", edge_dst),
+        ("edge_src", edge_src),
+    ):  # fmt: skip
+        if value.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device} as x has, got {value.device}")
+    if edge_dst.dtype != edge_src.dtype:
+        raise TypeError(f"edge_src: expected {edge_dst.dtype} as edge_dst has, got {edge_src.dtype}")
+    if torch.is_autocast_enabled(x.device.type):
+        return
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x: expected float32 or float64, got {x.dtype}")
+    for name, value in (("edge_attr", edge_attr), ("edge_weight", edge_weight)):
+        if value.dtype != x.dtype:
+            raise TypeError(f"{name}: expected {x.dtype} as x has, got {value.dtype}")
+
+
+# ---------------------------------------------------------------- reference, in plain PyTorch
+
+
+def reference(
+    x: Tensor,
+    edge_attr: Tensor,
+    edge_weight: Tensor,
+    edge_dst: Tensor,
+    edge_src: Tensor,
+    problem: TensorProductProblem,
+) -> Tensor:
+    """The formula of this page as einsums; differentiable by torch's own autograd to any order."""
+    out = x.new_zeros(x.shape[0], problem.dim_out)
+    for p, xs, a, w, cg in _paths(x, edge_attr, edge_weight, problem):
+        message = torch.einsum("abc,eua,eb,eu->euc", cg, xs[edge_src.long()], a, w)
+        columns = slice(p.out_offset, p.out_offset + p.mul * p.d3)
+        out[:, columns] = out[:, columns].index_add(0, edge_dst.long(), message.flatten(1))
+    return out
+
+
+def _paths(x, edge_attr, edge_weight, problem):
+    """Per path: itself, its blocks ``[*, mul, d1]``, ``[E, d2]``, ``[E, mul]``, and dense c_p C_p."""
+    for p in problem.paths:
+        cg = torch.zeros(p.d1, p.d2, p.d3, dtype=torch.float64)
+        for m1, m2, m3, c in p.cg:
+            cg[m1, m2, m3] = c
+        xs = x[:, p.in1_offset : p.in1_offset + p.mul * p.d1].unflatten(1, (p.mul, p.d1))
+        a = edge_attr[:, p.in2_offset : p.in2_offset + p.d2]
+        w = edge_weight[:, p.weight_offset : p.weight_offset + p.mul]
+        yield p, xs, a, w, cg.to(x)
+
+
+def _reference_forward(x, a, w, order, problem) -> Tensor:
+    parts = EdgeOrder(order, x.shape[0], a.shape[0])
+    return reference(x, a, w, parts.edge_dst(), parts.edge_src(), problem)
+
+
+def _reference_backward(g, x, a, w, order, problem) -> tuple[Tensor, Tensor, Tensor]:
+    """dL/dx, dL/da, dL/dw, written out, because an operator's body has no autograd of its own."""
+    parts = EdgeOrder(order, x.shape[0], a.shape[0])
+    edge_dst, edge_src = parts.edge_dst(), parts.edge_src()
+    dx, da, dw = torch.zeros_like(x), torch.zeros_like(a), torch.zeros_like(w)
+    for p, xs, ap, wp, cg in _paths(x, a, w, problem):
+        columns1 = slice(p.in1_offset, p.in1_offset + p.mul * p.d1)
+        columns2 = slice(p.in2_offset, p.in2_offset + p.d2)
+        columns3 = slice(p.out_offset, p.out_offset + p.mul * p.d3)
+        xe = xs[edge_src]
+        ge = g[:, columns3].unflatten(1, (p.mul, p.d3))[edge_dst]
+        message = torch.einsum("abc,euc,eb,eu->eua", cg, ge, ap, wp)
+        dx[:, columns1] = dx[:, columns1].index_add(0, edge_src, message.flatten(1))
+        da[:, columns2] += torch.einsum("abc,eua,euc,eu->eb", cg, xe, ge, wp)
+        dw[:, p.weight_offset : p.weight_offset + p.mul] = torch.einsum(
+            "abc,eua,euc,eb->eu", cg, xe, ge, ap
+        )
+    return dx, da, dw
+
+
+def _reference_double_backward(hx, ha, hw, g, x, a, w, order, problem):
+    def backward(x, a, w):
+        return _reference_backward(g, x, a, w, order, problem)
+
+    from_hx, from_ha, from_hw = backward(hx, a, w), backward(x, ha, w), backward(x, a, hw)
+    gg = (
+        _reference_forward(hx, a, w, order, problem)
+        + _reference_forward(x, ha, w, order, problem)
+        + _reference_forward(x, a, hw, order, problem)
+    )
+    return (
+        gg,
+        from_ha[0] + from_hw[0],
+        from_hx[1] + from_hw[1],
+        from_hx[2] + from_ha[2],
+    )
+
+
+# ---------------------------------------------------------------- the operators
+
+
+@torch.library.triton_op("fastmlip::tensor_product_conv", mutates_args=())
+def _forward(
+    x: Tensor, edge_attr: Tensor, edge_weight: Tensor, order: Tensor, tables: Tensor, problem: str
+) -> Tensor:
+    which = backend.choose(x)
+    if which == "cpp":
+        dim_out = TensorProductProblem.from_key(problem).dim_out
+        return torch.ops.fastmlip.tensor_product_conv_cpu(
+            x, edge_attr, edge_weight, order, tables, dim_out
+        )
+    described = TensorProductProblem.from_key(problem)
+    if which == "triton":
+        from fastmlip.kernels import tensor_product_conv as kernels
+
+        return kernels.forward(x, edge_attr, edge_weight, order, described)
+    return _reference_forward(x, edge_attr, edge_weight, order, described)
+
+
+@torch.library.triton_op("fastmlip::tensor_product_conv_backward", mutates_args=())
+def _backward(
+    grad: Tensor, x: Tensor, edge_attr: Tensor, edge_weight: Tensor, order: Tensor, tables: Tensor,
+    problem: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients with respect to x, edge_attr, edge_weight."""
+    which = backend.choose(x)
+    if which == "cpp":
+        return torch.ops.fastmlip.tensor_product_conv_backward_cpu(
+            grad, x, edge_attr, edge_weight, order, tables
+        )
+    described = TensorProductProblem.from_key(problem)
+    if which == "triton":
+        from fastmlip.kernels import tensor_product_conv as kernels
+
+        return kernels.backward(grad, x, edge_attr, edge_weight, order, described)
+    return _reference_backward(grad, x, edge_attr, edge_weight, order, described)
+
+
+@torch.library.triton_op("fastmlip::tensor_product_conv_double_backward", mutates_args=())
+def _double_backward(
+    hx: Tensor, ha: Tensor, hw: Tensor, grad: Tensor, x: Tensor, edge_attr: Tensor,
+    edge_weight: Tensor, order: Tensor, tables: Tensor, problem: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients with respect to grad, x, edge_attr, edge_weight."""
+    which = backend.choose(x)
+    if which == "cpp":
+        return torch.ops.fastmlip.tensor_product_conv_double_backward_cpu(
+            hx, ha, hw, grad, x, edge_attr, edge_weight, order, tables
+        )
+    described = TensorProductProblem.from_key(problem)
+    operands = (hx, ha, hw, grad, x, edge_attr, edge_weight, order, described)
+    if which == "triton":
+        from fastmlip.kernels import tensor_product_conv as kernels
+
+        return kernels.double_backward(*operands)
+    return _reference_double_backward(*operands)
+
+
+# ---------------------------------------------------------------- their derivatives
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+    ctx.problem = next(value for value in inputs if isinstance(value, str))
+
+
+def _forward_vjp(ctx, g):
+    x, a, w, order, tables = ctx.saved_tensors
+    dx, da, dw = torch.ops.fastmlip.tensor_product_conv_backward(
+        g, x, a, w, order, tables, ctx.problem
+    )
+    return dx, da, dw, None, None, None
+
+
+def _backward_vjp(ctx, hx, ha, hw):
+    g, x, a, w, order, tables = ctx.saved_tensors
+    gg, gx, ga, gw = torch.ops.fastmlip.tensor_product_conv_double_backward(
+        hx, ha, hw, g, x, a, w, order, tables, ctx.problem
+    )
+    return gg, gx, ga, gw, None, None, None
+
+
+def _double_backward_vjp(ctx, kg, kx, ka, kw):
+    """S = sum over i of L with slot i replaced by h_i; so <k, dS> = sum over i != j of L with slot
+    i replaced by h_i and slot j by k_j, differentiated term by term."""
+    *operands, order, tables = ctx.saved_tensors
+    h, base = dict(zip("xaw", operands[:3], strict=True)), dict(zip("gxaw", operands[3:], strict=True))
+    k = {"g": kg, "x": kx, "a": ka, "w": kw}
+    grad_h = {slot: torch.zeros_like(value) for slot, value in h.items()}
+    grad_base = {slot: torch.zeros_like(value) for slot, value in base.items()}
+    for i, j in permutations("gxaw", 2):
+        if i == "g":
+            continue
+        slots = base | {i: h[i], j: k[j]}
+        g, x, a, w = (slots[slot] for slot in "gxaw")
+        partial = dict(
+            zip(
+                "xaw",
+                torch.ops.fastmlip.tensor_product_conv_backward(
+                    g, x, a, w, order, tables, ctx.problem
+                ),
+                strict=True,
+            )
+        )
+        partial["g"] = torch.ops.fastmlip.tensor_product_conv(x, a, w, order, tables, ctx.problem)
+        grad_h[i] = grad_h[i] + partial[i]
+        for slot in base:
+            if slot not in (i, j):
+                grad_base[slot] = grad_base[slot] + partial[slot]
+    return *grad_h.values(), *grad_base.values(), None, None, None
+
+
+_forward.register_autograd(_forward_vjp, setup_context=_save)
+_backward.register_autograd(_backward_vjp, setup_context=_save)
+_double_backward.register_autograd(_double_backward_vjp, setup_context=_save)
+
+
+if backend.load_extension() is None:  # shapes of the C++ operators, for tracing
+
+    @torch.library.register_fake("fastmlip::tensor_product_conv_cpu")
+    def _(x, edge_attr, edge_weight, order, tables, dim_out):
+        return x.new_empty((x.shape[0], dim_out))
+
+    def _like(*tensors):
+        return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors)
+
+    @torch.library.register_fake("fastmlip::tensor_product_conv_backward_cpu")
+    def _(grad, x, edge_attr, edge_weight, order, tables):
+        return _like(x, edge_attr, edge_weight)
+
+    @torch.library.register_fake("fastmlip::tensor_product_conv_double_backward_cpu")
+    def _(hx, ha, hw, grad, x, edge_attr, edge_weight, order, tables):
+        return _like(grad, x, edge_attr, edge_weight)

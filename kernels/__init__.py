@@ -1,0 +1,1 @@
+"""Triton kernels; one file per operator, the same stem as in fastmlip/ops."""

@@ -1,0 +1,79 @@
+"""Build of the C++ extension: one kernel source, compiled once per instruction set, with ninja.
+
+Everything else about the package stands in pyproject.toml.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+X86 = platform.machine() in ("x86_64", "AMD64")
+# Instruction sets a kernel source is compiled for: name -> (vector bytes, compiler flags).
+ISAS = {"portable": (16, [])}
+if X86:
+    ISAS["avx2"] = (32, ["-mavx2", "-mfma"])
+    ISAS["avx512"] = (64, ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"])
+    ISAS["avx512"][1].append("-mprefer-vector-width=512")
+KERNELS = ["tensor_product_conv"]
+PLAIN = ["edge_order"]
+TORCH_ABI = "0x020b000000000000"  # the oldest torch that this binary serves: 2.11
+
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall"]
+FLAGS += ["-Wno-unknown-pragmas", "-fno-math-errno", "-Wno-psabi"]
+
+
+class NinjaBuild(build_ext):
+    """Writes build.ninja and runs it, so that nothing is compiled twice that has not changed."""
+
+    def build_extension(self, ext: Extension) -> None:
+        from torch.utils.cpp_extension import include_paths, library_paths
+
+        torch_flags = [f"-isystem {path}" for path in include_paths()]
+        torch_flags += [f"-DTORCH_TARGET_VERSION={TORCH_ABI}", "-D_GLIBCXX_USE_CXX11_ABI=1"]
+        torch_flags += ["-DFASTMLIP_X86"] if X86 else []
+        units = [("register", "register", torch_flags)]
+        units += [(name, name, []) for name in PLAIN]
+        for kernel in KERNELS:
+            for isa, (vector_bytes, flags) in ISAS.items():
+                defines = [f"-DFASTMLIP_ISA={isa}", f"-DFASTMLIP_VECTOR_BYTES={vector_bytes}"]
+                units.append((f"{kernel}_{isa}", kernel, defines + flags))
+
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        extra = os.environ.get("FASTMLIP_CXXFLAGS", "")
+        libraries = " ".join(f"-L{path}" for path in library_paths())
+        lines = [
+            f"cxx = {os.environ.get('CXX', 'g++')}",
+            f"flags = {' '.join(FLAGS)} {extra}",
+            "rule compile",
+            "  command = $cxx -MMD -MF $out.d $flags $unit -c $in -o $out",
+            "  deps = gcc",
+            "  depfile = $out.d",
+            "rule link",
+            f"  command = $cxx -shared {extra} $in -o $out {libraries} -ltorch_cpu -ltorch -lc10",
+        ]
+        for unit, source, flags in units:
+            lines.append(f"build {unit}.o: compile {ROOT / 'csrc' / source}.cpp")
+            lines.append(f"  unit = {' '.join(flags)}")
+        lines.append(f"build {target}: link {' '.join(f'{unit}.o' for unit, *_ in units)}")
+        (build / "build.ninja").write_text("\n".join(lines) + "\n")
+        scripts = sysconfig.get_path("scripts")
+        ninja = shutil.which("ninja", path=scripts) or shutil.which("ninja")
+        if ninja is None:
+            raise RuntimeError("ninja is needed to build the extension: pip install ninja")
+        subprocess.run([ninja], cwd=build, check=True)
+
+
+setup(
+    ext_modules=[Extension("fastmlip._C", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": NinjaBuild},
+)
