@@ -20,7 +20,7 @@ ISAS = {"portable": (16, [])}
 if X86:
     ISAS["avx2"] = (32, ["-mavx2", "-mfma"])
     ISAS["avx512"] = (64, ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"])
-    ISAS["avx512"][1].append("-mprefer-vector-width=512")
+    ISAS["avx512"][1].extend(["-mprefer-vector-width=512"])
 KERNELS = ["tensor_product_conv"]
 PLAIN = ["edge_order"]
 TORCH_ABI = "0x020b000000000000"  # the oldest torch that this binary serves: 2.11

@@ -10,8 +10,8 @@ namespace {
 // ptr[n] .. ptr[n + 1]: where node n's edges stand; edges[...]: which they are; others[...]: their
 // nodes at the other end.
 template <class Index>
-void sort_by(const Index* key, const Index* other, bool sorted, int64_t num_nodes, int64_t num_edges,
-             int64_t* ptr, int64_t* edges, int64_t* others) {
+void sort_by(const Index* key, const Index* other, bool sorted, int64_t num_nodes,
+             int64_t num_edges, int64_t* ptr, int64_t* edges, int64_t* others) {
   if (sorted) {
     std::iota(edges, edges + num_edges, int64_t(0));
     for (int64_t e = 0; e < num_edges; ++e) others[e] = other[e];
@@ -46,10 +46,11 @@ int64_t count(const Index* key, int64_t num_nodes, int64_t num_edges, int64_t* p
 }  // namespace
 
 template <class Index>
-const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, int64_t num_edges, int64_t* order,
-                       int64_t* bad_position) {
+const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, int64_t num_edges,
+                       int64_t* order, int64_t* bad_position) {
   int64_t *dst_ptr = order, *src_ptr = dst_ptr + num_nodes + 1, *dst_edge = src_ptr + num_nodes + 1;
-  int64_t *dst_src = dst_edge + num_edges, *src_edge = dst_src + num_edges, *src_dst = src_edge + num_edges;
+  int64_t *dst_src = dst_edge + num_edges, *src_edge = dst_src + num_edges,
+          *src_dst = src_edge + num_edges;
   bool dst_sorted, src_sorted;
   *bad_position = count(dst, num_nodes, num_edges, dst_ptr, &dst_sorted);
   if (*bad_position >= 0) return "edge_dst";
@@ -60,7 +61,9 @@ const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, in
   return nullptr;
 }
 
-template const char* edge_order(const int32_t*, const int32_t*, int64_t, int64_t, int64_t*, int64_t*);
-template const char* edge_order(const int64_t*, const int64_t*, int64_t, int64_t, int64_t*, int64_t*);
+template const char* edge_order(const int32_t*, const int32_t*, int64_t, int64_t, int64_t*,
+                                int64_t*);
+template const char* edge_order(const int64_t*, const int64_t*, int64_t, int64_t, int64_t*,
+                                int64_t*);
 
 }  // namespace fastmlip

@@ -1,13 +1,15 @@
-// What the passes of tensor_product_conv.cpp work from: the problem's table, read once per call, and
-// rows in packed layout ([block][m][mul padded to a vector], padding zero).
+// What the passes of tensor_product_conv.cpp work from: the problem's table, read once per call,
+// and rows in packed layout ([block][m][mul padded to a vector], padding zero).
 #pragma once
 
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <type_traits>
 #include <vector>
 
+#include "memory.h"
 #include "simd.h"
 #include "tensor_product_conv.h"
 
@@ -23,6 +25,7 @@ template <class T>
 struct PlanPath {
   int mul, padded, d1, d2, d3, in1, in2, out, weight;  // in1, out: offsets in packed rows
   std::vector<CgTerm<T>> by_matrix, by_attr;           // the same terms sorted by index, by m2
+  std::vector<int> attr_end;                           // [d2]: where in by_attr the terms of m2 end
 };
 
 struct PackedBlock {
@@ -33,7 +36,7 @@ template <class T>
 struct Plan {
   int dim1 = 0, dim2 = 0, dim3 = 0, packed1 = 0, packed3 = 0;
   int64_t weight_numel = 0;
-  int max_matrix = 1;
+  int max_matrix = 1, max_padded = 1;
   std::vector<PackedBlock> blocks1, blocks3;
   std::vector<PlanPath<T>> paths;
 
@@ -42,7 +45,8 @@ struct Plan {
     const auto* blocks = reinterpret_cast<const Block*>(&header + 1);
     blocks1 = pack_blocks(blocks, header.num_blocks1, dim1, packed1);
     blocks3 = pack_blocks(blocks + header.num_blocks1, header.num_blocks3, dim3, packed3);
-    const auto* rows = reinterpret_cast<const PathRow*>(blocks + header.num_blocks1 + header.num_blocks3);
+    const auto* rows =
+        reinterpret_cast<const PathRow*>(blocks + header.num_blocks1 + header.num_blocks3);
     const auto* cg = reinterpret_cast<const CgRow*>(rows + header.num_paths);
     dim2 = int(header.dim2);
     weight_numel = header.weight_numel;
@@ -50,8 +54,18 @@ struct Plan {
       const PathRow& row = rows[i];
       if (row.mul == 0) continue;
       const PackedBlock &in = blocks1[row.in1_block], &out = blocks3[row.out_block];
-      PlanPath<T> path{in.mul, in.padded, int(row.d1), int(row.d2), int(row.d3), in.packed_offset,
-                       int(row.in2_offset), out.packed_offset, int(row.weight_offset), {}, {}};
+      PlanPath<T> path{in.mul,
+                       in.padded,
+                       int(row.d1),
+                       int(row.d2),
+                       int(row.d3),
+                       in.packed_offset,
+                       int(row.in2_offset),
+                       out.packed_offset,
+                       int(row.weight_offset),
+                       {},
+                       {},
+                       {}};
       for (const CgRow* term = cg + row.cg_begin; term != cg + row.cg_end; ++term) {
         double value;
         std::memcpy(&value, &term->value_bits, sizeof(value));
@@ -62,12 +76,19 @@ struct Plan {
                        [](const auto& a, const auto& b) { return a.index < b.index; });
       std::stable_sort(path.by_attr.begin(), path.by_attr.end(),
                        [](const auto& a, const auto& b) { return a.m2 < b.m2; });
+      for (int m2 = 0; m2 < path.d2; ++m2)
+        path.attr_end.push_back(
+            int(std::upper_bound(path.by_attr.begin(), path.by_attr.end(), m2,
+                                 [](int m, const auto& term) { return m < term.m2; }) -
+                path.by_attr.begin()));
+      max_padded = std::max(max_padded, path.padded);
       max_matrix = std::max(max_matrix, path.d1 * path.d3);
       paths.push_back(std::move(path));
     }
   }
 
-  static std::vector<PackedBlock> pack_blocks(const Block* blocks, int64_t count, int& dim, int& packed) {
+  static std::vector<PackedBlock> pack_blocks(const Block* blocks, int64_t count, int& dim,
+                                              int& packed) {
     std::vector<PackedBlock> result;
     for (int64_t i = 0; i < count; ++i) {
       const int mul = int(blocks[i].mul), d = int(blocks[i].dim), padded = round_up(mul, kLanes<T>);
@@ -88,8 +109,10 @@ using Buffer = std::unique_ptr<T[], Free<T>>;
 
 template <class T>
 Buffer<T> allocate(int64_t count) {
-  void* memory = std::aligned_alloc(64, (std::max<int64_t>(count, 1) * sizeof(T) + 63) / 64 * 64);
-  if (!memory) std::abort();
+  const int64_t bytes = (std::max<int64_t>(count, 1) * sizeof(T) + 63) / 64 * 64;
+  void* memory = std::aligned_alloc(64, bytes);
+  if (!memory) throw std::bad_alloc();
+  ask_for_huge_pages(memory, bytes);
   return Buffer<T>(static_cast<T*>(memory));
 }
 
@@ -119,19 +142,26 @@ void unpack_block(const PackedBlock& b, const T* packed, T* row) {
 template <class F>
 void run(ParallelFor parallel_for, int64_t parts, const F& part) {
   if (parts == 1) return part(0);
-  parallel_for(parts, [](int64_t i, void* f) { (*static_cast<const F*>(f))(i); }, const_cast<F*>(&part));
+  parallel_for(
+      parts, [](int64_t i, void* f) { (*static_cast<const F*>(f))(i); }, const_cast<F*>(&part));
 }
 
 // f(integral_constant<int, d>), with 0 for a dimension that has no kernel of its own.
 template <class F>
 void with_dim(int d, const F& f) {
   switch (d) {
-    case 1: return f(std::integral_constant<int, 1>{});
-    case 3: return f(std::integral_constant<int, 3>{});
-    case 5: return f(std::integral_constant<int, 5>{});
-    case 7: return f(std::integral_constant<int, 7>{});
-    case 9: return f(std::integral_constant<int, 9>{});
-    default: return f(std::integral_constant<int, 0>{});
+    case 1:
+      return f(std::integral_constant<int, 1>{});
+    case 3:
+      return f(std::integral_constant<int, 3>{});
+    case 5:
+      return f(std::integral_constant<int, 5>{});
+    case 7:
+      return f(std::integral_constant<int, 7>{});
+    case 9:
+      return f(std::integral_constant<int, 9>{});
+    default:
+      return f(std::integral_constant<int, 0>{});
   }
 }
 

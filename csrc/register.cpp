@@ -10,6 +10,7 @@
 #include <string>
 #include <tuple>
 
+#include "memory.h"
 #include "tensor_product_conv.h"
 
 namespace fastmlip {
@@ -36,8 +37,9 @@ const Kernels& choose() {
   const std::string name = asked ? asked : "";
 #ifdef FASTMLIP_X86
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw");
   if (avx512 && (name.empty() || name == "avx512")) return avx512::kernels;
   if (avx2 && (name.empty() || name == "avx2")) return avx2::kernels;
 #endif
@@ -65,7 +67,8 @@ void parallel_for(int64_t parts, void (*f)(int64_t, void*), void* context) {
 // As many parts as torch has threads, but none with less than about 20 us of work.
 int64_t parts(int64_t num_nodes, int64_t num_edges, int64_t weight_numel) {
   const int64_t work = num_edges * (weight_numel + 64) / (1 << 15);
-  return std::max<int64_t>(1, std::min<int64_t>({int64_t(torch::stable::get_num_threads()), work, num_nodes}));
+  return std::max<int64_t>(
+      1, std::min<int64_t>({int64_t(torch::stable::get_num_threads()), work, num_nodes}));
 }
 
 std::string isa() { return kernels().isa; }
@@ -73,20 +76,23 @@ std::string isa() { return kernels().isa; }
 Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t num_nodes) {
   const int64_t num_edges = edge_dst.size(0);
   const Tensor dst = torch::stable::contiguous(edge_dst), src = torch::stable::contiguous(edge_src);
-  Tensor order = torch::stable::new_empty(dst, {2 * (num_nodes + 1) + 4 * num_edges}, ScalarType::Long);
+  Tensor order =
+      torch::stable::new_empty(dst, {2 * (num_nodes + 1) + 4 * num_edges}, ScalarType::Long);
   int64_t* table = order.mutable_data_ptr<int64_t>();
   int64_t position = 0;
   const bool narrow = dst.scalar_type() == ScalarType::Int;
-  const char* bad = narrow ? edge_order(dst.const_data_ptr<int32_t>(), src.const_data_ptr<int32_t>(), num_nodes,
-                                        num_edges, table, &position)
-                           : edge_order(dst.const_data_ptr<int64_t>(), src.const_data_ptr<int64_t>(), num_nodes,
-                                        num_edges, table, &position);
+  const char* bad = narrow
+                        ? edge_order(dst.const_data_ptr<int32_t>(), src.const_data_ptr<int32_t>(),
+                                     num_nodes, num_edges, table, &position)
+                        : edge_order(dst.const_data_ptr<int64_t>(), src.const_data_ptr<int64_t>(),
+                                     num_nodes, num_edges, table, &position);
   if (bad) {
     const Tensor& index = std::string(bad) == "edge_dst" ? dst : src;
-    const int64_t value = narrow ? index.const_data_ptr<int32_t>()[position] : index.const_data_ptr<int64_t>()[position];
-    throw std::runtime_error(std::string(bad) + "[" + std::to_string(position) + "] = " + std::to_string(value) +
-                             " is out of range: expected 0 <= index < " + std::to_string(num_nodes) +
-                             ", the rows of x");
+    const int64_t value = narrow ? index.const_data_ptr<int32_t>()[position]
+                                 : index.const_data_ptr<int64_t>()[position];
+    throw std::runtime_error(
+        std::string(bad) + "[" + std::to_string(position) + "] = " + std::to_string(value) +
+        " is out of range: expected 0 <= index < " + std::to_string(num_nodes) + ", the rows of x");
   }
   return order;
 }
@@ -94,8 +100,14 @@ Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t nu
 EdgeOrder parts_of(const Tensor& order, int64_t num_nodes, int64_t num_edges) {
   const int64_t* p = order.const_data_ptr<int64_t>();
   const int64_t* edges = p + 2 * (num_nodes + 1);
-  return {num_nodes,          num_edges,          p, p + num_nodes + 1, edges, edges + num_edges,
-          edges + 2 * num_edges, edges + 3 * num_edges};
+  return {num_nodes,
+          num_edges,
+          p,
+          p + num_nodes + 1,
+          edges,
+          edges + num_edges,
+          edges + 2 * num_edges,
+          edges + 3 * num_edges};
 }
 
 // Contiguous operands of one call; directions are all given or all absent.
@@ -106,8 +118,17 @@ struct Operands {
   template <class T>
   Tensors<T> pointers() const {
     auto data = [](const std::optional<Tensor>& t) { return t ? t->const_data_ptr<T>() : nullptr; };
-    return {x.const_data_ptr<T>(), a.const_data_ptr<T>(), w.const_data_ptr<T>(), data(g), data(hx), data(ha),
-            data(hw), nullptr, nullptr, nullptr, nullptr};
+    return {x.const_data_ptr<T>(),
+            a.const_data_ptr<T>(),
+            w.const_data_ptr<T>(),
+            data(g),
+            data(hx),
+            data(ha),
+            data(hw),
+            nullptr,
+            nullptr,
+            nullptr,
+            nullptr};
   }
 };
 
@@ -126,41 +147,50 @@ void receive(const Operands& in, const Tensor& order, const Tensor& tables, Tens
   }
 }
 
-void send(const Operands& in, const Tensor& order, const Tensor& tables, Tensor& dx, Tensor& da, Tensor& dw) {
+void send(const Operands& in, const Tensor& order, const Tensor& tables, Tensor& dx, Tensor& da,
+          Tensor& dw) {
   const EdgeOrder edges = parts_of(order, in.x.size(0), in.a.size(0));
   const int64_t threads = parts(edges.num_nodes, edges.num_edges, in.w.size(1));
   const int64_t* table = tables.const_data_ptr<int64_t>();
   if (in.x.scalar_type() == ScalarType::Double) {
     Tensors<double> t = in.pointers<double>();
-    t.dx = dx.mutable_data_ptr<double>(), t.da = da.mutable_data_ptr<double>(), t.dw = dw.mutable_data_ptr<double>();
+    t.dx = dx.mutable_data_ptr<double>(), t.da = da.mutable_data_ptr<double>(),
+    t.dw = dw.mutable_data_ptr<double>();
     kernels().send_f64(t, edges, table, parallel_for, threads);
   } else {
     Tensors<float> t = in.pointers<float>();
-    t.dx = dx.mutable_data_ptr<float>(), t.da = da.mutable_data_ptr<float>(), t.dw = dw.mutable_data_ptr<float>();
+    t.dx = dx.mutable_data_ptr<float>(), t.da = da.mutable_data_ptr<float>(),
+    t.dw = dw.mutable_data_ptr<float>();
     kernels().send_f32(t, edges, table, parallel_for, threads);
   }
 }
 
-Tensor empty_as(const Tensor& t) { return torch::stable::new_empty(t, t.sizes()); }
+Tensor empty_as(const Tensor& t) {
+  Tensor result = torch::stable::new_empty(t, t.sizes());
+  ask_for_huge_pages(result.data_ptr(), result.numel() * result.element_size());
+  return result;
+}
 Tensor packed(const Tensor& t) { return torch::stable::contiguous(t); }
 
-Tensor forward_cpu(const Tensor& x, const Tensor& a, const Tensor& w, const Tensor& order, const Tensor& tables,
-                   int64_t dim_out) {
+Tensor forward_cpu(const Tensor& x, const Tensor& a, const Tensor& w, const Tensor& order,
+                   const Tensor& tables, int64_t dim_out) {
   Tensor out = torch::stable::new_empty(x, {x.size(0), dim_out});
   receive({packed(x), packed(a), packed(w), {}, {}, {}, {}}, order, tables, out);
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& g, const Tensor& x, const Tensor& a, const Tensor& w,
-                                                const Tensor& order, const Tensor& tables) {
+std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& g, const Tensor& x, const Tensor& a,
+                                                const Tensor& w, const Tensor& order,
+                                                const Tensor& tables) {
   const Operands in{packed(x), packed(a), packed(w), packed(g), {}, {}, {}};
   Tensor dx = empty_as(in.x), da = empty_as(in.a), dw = empty_as(in.w);
   send(in, order, tables, dx, da, dw);
   return {dx, da, dw};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward_cpu(const Tensor& hx, const Tensor& ha, const Tensor& hw,
-                                                               const Tensor& g, const Tensor& x, const Tensor& a,
+std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward_cpu(const Tensor& hx, const Tensor& ha,
+                                                               const Tensor& hw, const Tensor& g,
+                                                               const Tensor& x, const Tensor& a,
                                                                const Tensor& w, const Tensor& order,
                                                                const Tensor& tables) {
   const Operands in{packed(x), packed(a), packed(w), packed(g), packed(hx), packed(ha), packed(hw)};
@@ -177,17 +207,23 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def("isa() -> str");
   m.def("edge_order_cpu(Tensor edge_dst, Tensor edge_src, SymInt num_nodes) -> Tensor");
   m.def(
-      "tensor_product_conv_cpu(Tensor x, Tensor edge_attr, Tensor edge_weight, Tensor order, Tensor tables, "
+      "tensor_product_conv_cpu(Tensor x, Tensor edge_attr, Tensor edge_weight, Tensor order, "
+      "Tensor tables, "
       "SymInt dim_out) -> Tensor");
   m.def(
-      "tensor_product_conv_backward_cpu(Tensor grad, Tensor x, Tensor edge_attr, Tensor edge_weight, Tensor order, "
+      "tensor_product_conv_backward_cpu(Tensor grad, Tensor x, Tensor edge_attr, Tensor "
+      "edge_weight, Tensor order, "
       "Tensor tables) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "tensor_product_conv_double_backward_cpu(Tensor hx, Tensor ha, Tensor hw, Tensor grad, Tensor x, "
-      "Tensor edge_attr, Tensor edge_weight, Tensor order, Tensor tables) -> (Tensor, Tensor, Tensor, Tensor)");
+      "tensor_product_conv_double_backward_cpu(Tensor hx, Tensor ha, Tensor hw, Tensor grad, "
+      "Tensor x, "
+      "Tensor edge_attr, Tensor edge_weight, Tensor order, Tensor tables) -> (Tensor, Tensor, "
+      "Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastmlip, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&fastmlip::isa)); }
+STABLE_TORCH_LIBRARY_IMPL(fastmlip, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&fastmlip::isa));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {
   m.impl("edge_order_cpu", TORCH_BOX(&fastmlip::edge_order_cpu));

@@ -4,9 +4,23 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #ifndef FASTMLIP_VECTOR_BYTES
 #error "FASTMLIP_VECTOR_BYTES (64, 32 or 16) and FASTMLIP_ISA are set by the build"
+#endif
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define FASTMLIP_STREAM _mm512_stream_ps
+#define FASTMLIP_STREAM_AS float
+#define FASTMLIP_STREAM_VECTOR __m512
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define FASTMLIP_STREAM _mm256_stream_ps
+#define FASTMLIP_STREAM_AS float
+#define FASTMLIP_STREAM_VECTOR __m256
 #endif
 
 namespace fastmlip::FASTMLIP_ISA {
@@ -29,15 +43,42 @@ inline Vec<T> load(const T* from) {
   return v;
 }
 
+// A loaded vector that stays in a register: without this the compiler repeats the load at every
+// use as a memory operand, and loads, not arithmetic, become the bottleneck.
+#if defined(__AVX512F__)
+#define FASTMLIP_VECTOR_REGISTER "+v"
+#elif defined(__x86_64__)
+#define FASTMLIP_VECTOR_REGISTER "+x"
+#elif defined(__aarch64__)
+#define FASTMLIP_VECTOR_REGISTER "+w"
+#else
+#define FASTMLIP_VECTOR_REGISTER "+m"
+#endif
+template <class V>
+inline V pin(V v) {
+  asm("" : FASTMLIP_VECTOR_REGISTER(v));
+  return v;
+}
+
 template <class T>
 inline void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
+template <class T>
+inline void prefetch(const T* from) {
+  __builtin_prefetch(from, 0, 2);
+}
+
+template <class T>
+inline void prefetch_soon(const T* from) {
+  __builtin_prefetch(from, 0, 3);
+}
+
 // The first `count` lanes; the rest is zero, and memory behind them is not touched.
 template <class T>
 inline Vec<T> load_some(const T* from, int count) {
-  if (count >= kLanes<T>) return load(from);
+  if (__builtin_expect(count >= kLanes<T>, 1)) return load(from);
   alignas(64) T lanes[kLanes<T>] = {};
   std::memcpy(lanes, from, count * sizeof(T));
   return load(lanes);
@@ -45,17 +86,84 @@ inline Vec<T> load_some(const T* from, int count) {
 
 template <class T>
 inline void store_some(T* to, Vec<T> v, int count) {
-  if (count >= kLanes<T>) return store(to, v);
+  if (__builtin_expect(count >= kLanes<T>, 1)) return store(to, v);
   std::memcpy(to, &v, count * sizeof(T));
 }
 
+// store_some past the caches, for rows that are written once and read much later: a plain store
+// would first fetch the line. Where the row is not aligned it is a plain store.
 template <class T>
-inline T sum(Vec<T> v) {
-  T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int half = kLanes<T> / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+inline void stream_some(T* to, Vec<T> v, int count) {
+#ifdef FASTMLIP_STREAM
+  if (count >= kLanes<T> && reinterpret_cast<uintptr_t>(to) % sizeof(v) == 0) {
+    FASTMLIP_STREAM(reinterpret_cast<FASTMLIP_STREAM_AS*>(to), (FASTMLIP_STREAM_VECTOR)v);
+    return;
+  }
+#endif
+  store_some(to, v, count);
+}
+
+// Makes streamed rows visible to other threads.
+inline void finish_streams() {
+#ifdef FASTMLIP_STREAM
+  _mm_sfence();
+#endif
+}
+
+// One halving step of sum_each: where segments of `Segment` lanes of a and of b each stand for one
+// sum, the result holds both, a segment of a and a segment of b in turn, folded to half the length.
+template <class T, int Segment, int... I>
+inline Vec<T> fold(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef Index Mask __attribute__((vector_size(FASTMLIP_VECTOR_BYTES)));
+  constexpr int half = Segment / 2, lanes = kLanes<T>;
+  constexpr Mask low = {(I / half % 2 * lanes + I / Segment * Segment + I % half)...};
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + half);
+}
+
+template <class T, int Segment>
+inline void fold_all(Vec<T>* v) {
+  if constexpr (Segment > 1) {
+    constexpr int half = Segment / 2;
+    for (int i = 0; i < half; ++i)
+      v[i] = fold<T, Segment>(v[i], v[i + half], std::make_integer_sequence<int, kLanes<T>>{});
+    fold_all<T, half>(v);
+  }
+}
+
+// Lane i of the result is the sum over the lanes of from[i * stride], for i in 0 .. kLanes - 1.
+template <class T>
+inline Vec<T> sum_each(const Vec<T>* from, int64_t stride) {
+  Vec<T> v[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) v[i] = from[i * stride];
+  fold_all<T, kLanes<T>>(v);
+  return v[0];
+}
+
+// f(0) .. f(n - 1), written out for n = D where D is known at compile time (D > 0), so that small
+// arrays indexed in f become registers.
+#define FASTMLIP_INLINE __attribute__((always_inline))
+template <class F, int... I>
+FASTMLIP_INLINE inline void unroll_sequence(const F& f, std::integer_sequence<int, I...>) {
+  (f(I), ...);
+}
+template <int D, class F>
+FASTMLIP_INLINE inline void unroll(int n, const F& f) {
+  if constexpr (D > 0) {
+    unroll_sequence(f, std::make_integer_sequence<int, D>{});
+  } else {
+    for (int i = 0; i < n; ++i) f(i);
+  }
+}
+
+// f(u, left) for the channels u = 0, lanes, 2 lanes, .. of mul, `left` of them to go; where a whole
+// vector is left, `left` is a constant, so that load_some and store_some are plain loads and
+// stores.
+template <class T, class F>
+FASTMLIP_INLINE inline void for_channels(int mul, const F& f) {
+  int u = 0;
+  for (; u + kLanes<T> <= mul; u += kLanes<T>) f(u, kLanes<T>);
+  if (u < mul) f(u, mul - u);
 }
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }

@@ -39,11 +39,15 @@ using ParallelFor = void (*)(int64_t parts, void (*f)(int64_t, void*), void* con
 struct Kernels {
   const char* isa;
   // out (forward), or with directions hx, ha, hw the sum of the three forwards they give.
-  void (*receive_f32)(const Tensors<float>&, const EdgeOrder&, const int64_t* tables, ParallelFor, int64_t threads);
-  void (*receive_f64)(const Tensors<double>&, const EdgeOrder&, const int64_t* tables, ParallelFor, int64_t threads);
+  void (*receive_f32)(const Tensors<float>&, const EdgeOrder&, const int64_t* tables, ParallelFor,
+                      int64_t threads);
+  void (*receive_f64)(const Tensors<double>&, const EdgeOrder&, const int64_t* tables, ParallelFor,
+                      int64_t threads);
   // dx, da, dw (backward), or with directions the gradients of the directional derivative.
-  void (*send_f32)(const Tensors<float>&, const EdgeOrder&, const int64_t* tables, ParallelFor, int64_t threads);
-  void (*send_f64)(const Tensors<double>&, const EdgeOrder&, const int64_t* tables, ParallelFor, int64_t threads);
+  void (*send_f32)(const Tensors<float>&, const EdgeOrder&, const int64_t* tables, ParallelFor,
+                   int64_t threads);
+  void (*send_f64)(const Tensors<double>&, const EdgeOrder&, const int64_t* tables, ParallelFor,
+                   int64_t threads);
 };
 
 const Kernels& kernels();  // the best the processor runs, chosen once (FASTMLIP_ISA overrides)

@@ -86,6 +86,10 @@ class TensorProductProblem:
     irreps_out: str
     instructions: tuple[Instruction, ...]
 
+    def __post_init__(self) -> None:
+        # cached here, because before Python 3.12 Dynamo cannot trace a cached_property's lock
+        _ = self.key, self.dim_in1, self.dim_in2, self.dim_out, self.weight_numel
+
     @classmethod
     def from_instructions(
         cls,

@@ -55,7 +55,7 @@ def tensor_product_conv(
         tables: ``problem.tables()`` on the device of ``x``, where the caller keeps it.
 
     Under autocast the operands may differ in dtype: the sum runs in their common dtype, at least
-    float32, and the result has the dtype that NequIP's own layer gives, that of ``x``.
+    float32, and the result has the dtype that NequIP's own layer gives, float32 for a half ``x``.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
@@ -64,9 +64,11 @@ def tensor_product_conv(
     _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem)
     if tables is None:
         tables = problem.tables().to(x.device)
-    dtype = x.dtype
+    dtype = torch.promote_types(x.dtype, torch.float32)
     if torch.is_autocast_enabled(x.device.type):
-        common = torch.promote_types(x.dtype, torch.promote_types(edge_attr.dtype, edge_weight.dtype))
+        common = torch.promote_types(
+            x.dtype, torch.promote_types(edge_attr.dtype, edge_weight.dtype)
+        )
         common = torch.promote_types(common, torch.float32)
         x, edge_attr, edge_weight = x.to(common), edge_attr.to(common), edge_weight.to(common)
     order = torch.ops.fastmlip.edge_order(edge_dst, edge_src, x.shape[0])
@@ -98,7 +100,9 @@ def _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem) -> None:
         ("edge_src", edge_src), ("edge_attr", edge_attr), ("edge_weight", edge_weight)
     ):  # fmt: skip
         if value.shape[0] != edges:
-            raise ValueError(f"{name}: expected E = {edges} rows as in edge_dst, got {value.shape[0]}")
+            raise ValueError(
+                f"{name}: expected E = {edges} rows as in edge_dst, got {value.shape[0]}"
+            )
     for name, value in (
         ("edge_attr", edge_attr), ("edge_weight", edge_weight), ("edge_dst", edge_dst),
         ("edge_src", edge_src),
@@ -106,7 +110,9 @@ def _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem) -> None:
         if value.device != x.device:
             raise ValueError(f"{name}: expected device {x.device} as x has, got {value.device}")
     if edge_dst.dtype != edge_src.dtype:
-        raise TypeError(f"edge_src: expected {edge_dst.dtype} as edge_dst has, got {edge_src.dtype}")
+        raise TypeError(
+            f"edge_src: expected {edge_dst.dtype} as edge_dst has, got {edge_src.dtype}"
+        )
     if torch.is_autocast_enabled(x.device.type):
         return
     if x.dtype not in (torch.float32, torch.float64):
@@ -139,13 +145,13 @@ def reference(
 def _paths(x, edge_attr, edge_weight, problem):
     """Per path: itself, its blocks ``[*, mul, d1]``, ``[E, d2]``, ``[E, mul]``, and dense c_p C_p."""
     for p in problem.paths:
-        cg = torch.zeros(p.d1, p.d2, p.d3, dtype=torch.float64)
+        cg = [[[0.0] * p.d3 for _ in range(p.d2)] for _ in range(p.d1)]
         for m1, m2, m3, c in p.cg:
-            cg[m1, m2, m3] = c
+            cg[m1][m2][m3] = c
         xs = x[:, p.in1_offset : p.in1_offset + p.mul * p.d1].unflatten(1, (p.mul, p.d1))
         a = edge_attr[:, p.in2_offset : p.in2_offset + p.d2]
         w = edge_weight[:, p.weight_offset : p.weight_offset + p.mul]
-        yield p, xs, a, w, cg.to(x)
+        yield p, xs, a, w, torch.tensor(cg, dtype=x.dtype, device=x.device)
 
 
 def _reference_forward(x, a, w, order, problem) -> Tensor:
@@ -279,7 +285,10 @@ def _double_backward_vjp(ctx, kg, kx, ka, kw):
     """S = sum over i of L with slot i replaced by h_i; so <k, dS> = sum over i != j of L with slot
     i replaced by h_i and slot j by k_j, differentiated term by term."""
     *operands, order, tables = ctx.saved_tensors
-    h, base = dict(zip("xaw", operands[:3], strict=True)), dict(zip("gxaw", operands[3:], strict=True))
+    h, base = (
+        dict(zip("xaw", operands[:3], strict=True)),
+        dict(zip("gxaw", operands[3:], strict=True)),
+    )
     k = {"g": kg, "x": kx, "a": ka, "w": kw}
     grad_h = {slot: torch.zeros_like(value) for slot, value in h.items()}
     grad_base = {slot: torch.zeros_like(value) for slot, value in base.items()}

@@ -1,0 +1,207 @@
+"""The table of cases: irreps that users run, and irreps made to break kernels.
+
+``OPERATORS["tensor_product_conv"].cases["nequip-L-hidden"]`` is one row; ``.problem`` describes it,
+``.e3nn()`` is the same product as e3nn computes it, and :func:`make_inputs` draws its operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from e3nn.o3 import Irreps, TensorProduct
+
+from fastmlip.ops import tensor_product_conv as _tensor_product_conv
+from fastmlip.ops.tensor_product_conv import reference as _reference
+from fastmlip.problem import TensorProductProblem
+
+# num_features of nequip.model.nequip_models._NEQUIP_GNN_PRESETS (parity False, 32 type features)
+NEQUIP_PRESETS = {
+    "S": (128, 64),
+    "M": (128, 64, 32),
+    "L": (128, 64, 32, 32),
+    "XL": (320, 96, 64, 32, 32),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: the arguments of ``e3nn.o3.TensorProduct``."""
+
+    irreps_in1: str
+    irreps_in2: str
+    irreps_out: str
+    instructions: tuple[tuple, ...]
+    irrep_normalization: str = "component"
+    path_normalization: str = "element"
+
+    def arguments(self) -> tuple:
+        """Positional arguments of ``e3nn.o3.TensorProduct`` and of ``nn.TensorProductConv``."""
+        return (
+            self.irreps_in1, self.irreps_in2, self.irreps_out, list(self.instructions)
+        )  # fmt: skip
+
+    @cached_property
+    def problem(self) -> TensorProductProblem:
+        return TensorProductProblem.from_instructions(
+            *self.arguments(), self.irrep_normalization, self.path_normalization
+        )
+
+    def e3nn(self) -> TensorProduct:
+        """The independent truth for one edge, in the default dtype."""
+        return TensorProduct(
+            *self.arguments(),
+            irrep_normalization=self.irrep_normalization,
+            path_normalization=self.path_normalization,
+            shared_weights=False,
+            internal_weights=False,
+        )
+
+
+class Inputs(NamedTuple):
+    """Operands in the order of the operator; ``edge_dst`` receives."""
+
+    x: torch.Tensor
+    edge_attr: torch.Tensor
+    edge_weight: torch.Tensor
+    edge_dst: torch.Tensor
+    edge_src: torch.Tensor
+
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """Floating operands in ``dtype``, indices as they are."""
+        return Inputs(*(t.to(dtype) if t.is_floating_point() else t for t in self))
+
+
+def make_inputs(
+    case: Case,
+    dtype: torch.dtype = torch.float64,
+    nodes: int = 3,
+    edges: int = 56,
+    seed: int = 0,
+    sorted: bool = False,
+    index_dtype: torch.dtype = torch.int64,
+    device: str = "cpu",
+) -> Inputs:
+    """Standard normal operands on a random graph, which has self-edges and double edges.
+
+    With ``sorted`` edges come in the order of their receivers, as neighbour lists give them. The
+    same seed gives the same numbers for every dtype (up to rounding), order aside.
+    """
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(device, dtype)
+
+    edge_dst, edge_src = torch.randint(0, max(nodes, 1), (2, edges), generator=random)
+    if sorted:
+        edge_dst = edge_dst.sort().values
+    return Inputs(
+        normal(nodes, case.problem.dim_in1),
+        normal(edges, case.problem.dim_in2),
+        normal(edges, case.problem.weight_numel),
+        edge_dst.to(device, index_dtype),
+        edge_src.to(device, index_dtype),
+    )
+
+
+# ---------------------------------------------------------------- rows
+
+
+def nequip_case(irreps_in1: str, irreps_in2: str, features_out: str, sorted: bool = False) -> Case:
+    """The product of NequIP's InteractionBlock: all paths into ``features_out``, each into a block
+    of its own, blocks in sorted order. Instructions keep the order of the inputs (NequIP) or, with
+    ``sorted``, take that of the outputs (SevenNet, MACE)."""
+    blocks, instructions = [], []
+    for i, (mul, ir1) in enumerate(Irreps(irreps_in1)):
+        for j, (_, ir2) in enumerate(Irreps(irreps_in2)):
+            for ir3 in ir1 * ir2:
+                if ir3 in Irreps(features_out):
+                    instructions.append((i, j, len(blocks)))
+                    blocks.append((mul, ir3))
+    irreps_out, place, _ = Irreps(blocks).sort()
+    instructions = [(i, j, place[k], "uvu", True) for i, j, k in instructions]
+    if sorted:
+        instructions.sort(key=lambda instruction: instruction[2])
+    return Case(str(Irreps(irreps_in1)), str(irreps_in2), str(irreps_out), tuple(instructions))
+
+
+def _features(multiplicities: tuple[int, ...], both_parities: bool = False) -> str:
+    """NequIP's hidden irreps: ``128x0e+64x1o+...``, or ``128x0e+128x0o+64x1e+64x1o+...``."""
+    blocks = []
+    for degree, mul in enumerate(multiplicities):
+        parities = "eo" if both_parities else "eo"[degree % 2]
+        blocks += [f"{mul}x{degree}{parity}" for parity in parities]
+    return "+".join(blocks)
+
+
+def _nequip_rows() -> dict[str, Case]:
+    rows = {}
+    for size, features in NEQUIP_PRESETS.items():
+        edges = str(Irreps.spherical_harmonics(len(features) - 1))
+        hidden, scalars = _features(features), f"{features[0]}x0e"
+        rows[f"nequip-{size}-first"] = nequip_case("32x0e", edges, hidden)
+        rows[f"nequip-{size}-hidden"] = nequip_case(hidden, edges, hidden)
+        rows[f"nequip-{size}-last"] = nequip_case(hidden, edges, scalars)
+    both = _features(NEQUIP_PRESETS["M"], both_parities=True)
+    rows["nequip-M-parity"] = nequip_case(both, "1x0e+1x1o+1x2e", both)
+    return rows
+
+
+def _paths(*rows: tuple) -> tuple[tuple, ...]:
+    """``(i, j, k[, path_weight])`` as e3nn's instructions."""
+    return tuple((*row[:3], "uvu", True, *row[3:]) for row in rows)
+
+
+_WEIGHTED = (
+    "6x0e+6x1o",
+    "0e+1o",
+    "6x0e+6x1o",
+    _paths((0, 0, 0, 0.25), (1, 1, 0, 3.0), (1, 0, 1, 2.0)),
+)
+
+TENSOR_PRODUCTS: dict[str, Case] = {
+    **_nequip_rows(),
+    "sevennet-0": nequip_case(
+        "128x0e+64x1e+32x2e", "1x0e+1x1e+1x2e", "128x0e+64x1e+32x2e", sorted=True
+    ),
+    "mace": nequip_case(
+        "128x0e+128x1o", "1x0e+1x1o+1x2e+1x3o", "128x0e+128x1o+128x2e+128x3o", sorted=True
+    ),
+    "odd-multiplicities": nequip_case("5x0e+2x1o+7x2e", "0e+1o+2e", "5x0e+2x1o+7x2e"),
+    "one-channel": nequip_case("1x0e+1x1o+1x2e", "0e+1o+2e", "1x0e+1x1o+1x2e"),
+    "wide": nequip_case("320x0e+320x1o", "0e+1o", "320x0e+320x1o"),
+    "high-l": nequip_case("3x0e+5x6e+2x3o", "0e+3o+6e", "1x0e+1x3o+1x6e+1x9o"),
+    "pseudoscalars": nequip_case("9x0o+8x1e+3x0e", "0o+1o+0e", "1x0e+1x0o+1x1e+1x1o"),
+    "shared-output": Case(
+        "4x0e+4x1o+4x2e", "0e+1o+2e", "4x1o+4x0e",
+        _paths((0, 1, 0), (1, 0, 0), (1, 2, 0), (2, 1, 0), (0, 0, 1), (1, 1, 1), (2, 2, 1)),
+    ),
+    "repeated-path": Case("3x1o", "1o", "3x1e", _paths((0, 0, 0), (0, 0, 0), (0, 0, 0))),
+    "repeated-irreps": Case(
+        "3x1o+4x0e+3x1o+4x0e", "1o+0e+1o", "4x0e+3x1o+4x1o+3x1o+3x0e",
+        _paths((3, 1, 0), (2, 1, 3), (1, 2, 2), (0, 1, 1), (0, 0, 4), (2, 2, 4)),
+    ),
+    "unused-blocks": Case(
+        "2x2e+4x1o+3x0e", "3x1o+0e+2e", "4x1o+6x0e+5x2e+4x1o", _paths((1, 1, 3))
+    ),
+    "path-weights": Case(*_WEIGHTED),
+    "norm-none": Case(*_WEIGHTED, irrep_normalization="norm", path_normalization="none"),
+    "none-path": Case(*_WEIGHTED, irrep_normalization="none", path_normalization="path"),
+}  # fmt: skip
+
+
+class Operator(NamedTuple):
+    """``op(*inputs, problem)`` and ``reference(*inputs, problem)`` on ``make_inputs(case)``."""
+
+    op: Callable[..., torch.Tensor]
+    reference: Callable[..., torch.Tensor]
+    make_inputs: Callable[..., Inputs]
+    cases: dict[str, Case]
+
+
+OPERATORS = {
+    "tensor_product_conv": Operator(_tensor_product_conv, _reference, make_inputs, TENSOR_PRODUCTS),
+}

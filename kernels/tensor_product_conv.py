@@ -1,0 +1,398 @@
+"""GPU kernels of tensor_product_conv; fastmlip/ops/tensor_product_conv.py states the formula.
+
+Two passes serve every derivative. A program owns one node and one block of channels and walks the
+edges of that node in their fixed order: no atomics, the same bits in every run::
+
+    fwd (receive), over the edges that point to the node, M[m1, m3] = sum_m2 C a[m2]:
+        out[m3] += sum_m1 M[m1, m3] w x[m1]
+    bwd (send), over the edges that start at the node, z[m1, m2] = sum_m3 C g[m3], g = grad[dst]:
+        y[m1] = sum_m2 a[m2] z[m1, m2]
+        dx[m1] += w y[m1],   dw = sum_m1 x[m1] y[m1],   da[m2] = sum_{u, m1} w x[m1] z[m1, m2]
+
+Second order (directions hx, ha, hw; M', y' made from ha) replaces ``w x`` by ``w hx + hw x`` and
+adds ``M' w x`` to out, ``w y' + hw y`` takes the place of ``w y``, ``x y' + hx y`` of ``x y``.
+
+Rows gathered per edge (x to receive, grad to send) are packed to ``[block][m][mul]`` first, once
+per node, so that a warp reads neighbouring channels. One warp a program: the sum of da over
+channels needs shuffles only. Programs of other channels and blocks write their own row of
+``parts [E, part, irreps_in2.dim]``, which is summed at the end: cheaper in registers than one
+program that keeps dx of all channels.
+"""
+
+# ruff: noqa: RUF005 (Triton has no (*values, x) inside kernels)
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from e3nn.o3 import Irreps
+
+from fastmlip.ops.edge_order import EdgeOrder
+from fastmlip.problem import TensorProductProblem
+
+from ._launches import launches
+
+Tensor = torch.Tensor
+
+# ---------------------------------------------------------------- reading a table (_launches.py)
+
+
+@triton.constexpr_function
+def _attr(table, j, field):
+    """Of block j of irreps_in2: ``in2_offset``, ``d2``, or its number of ``paths``."""
+    return len(table[j][2]) if field == "paths" else table[j][{"in2_offset": 0, "d2": 1}[field]]
+
+
+@triton.constexpr_function
+def _path(table, j, p, field):
+    fields = {"out_offset": 0, "d3": 1, "weight_offset": 2, "adds": 3, "number": 4, "terms": 5}
+    return table[j][2][p][fields[field]]
+
+
+@triton.constexpr_function
+def _count(terms, row, column):
+    return len(terms[row][column])
+
+
+@triton.constexpr_function
+def _index(terms, row, column, t):
+    return terms[row][column][t][0]
+
+
+@triton.constexpr_function
+def _value(terms, row, column, t):
+    return terms[row][column][t][1]
+
+
+@triton.constexpr_function
+def _length(table):
+    return len(table)
+
+
+# ---------------------------------------------------------------- one path of one edge
+
+
+@triton.jit
+def _load(at, n: tl.constexpr, stride: tl.constexpr, mask):
+    """``n`` components of a block of channels; a masked channel reads 0."""
+    values = ()
+    for m in tl.static_range(n):
+        values = values + (tl.load(at + m * stride, mask=mask, other=0.0),)
+    return values
+
+
+@triton.jit
+def _load_attr(at, n: tl.constexpr):
+    """``n`` components of one edge's edge_attr, the same for every channel."""
+    values = ()
+    for m in tl.static_range(n):
+        values = values + (tl.load(at + m),)
+    return values
+
+
+@triton.jit
+def _scale(w, x, n: tl.constexpr):
+    values = ()
+    for m in tl.static_range(n):
+        values = values + (w * x[m],)
+    return values
+
+
+@triton.jit
+def _add_scaled(v, w, x, n: tl.constexpr):
+    values = ()
+    for m in tl.static_range(n):
+        values = values + (v[m] + w * x[m],)
+    return values
+
+
+@triton.jit
+def _dot(x, y, n: tl.constexpr):
+    total = x[0] * y[0]
+    for m in tl.static_range(1, n):
+        total += x[m] * y[m]
+    return total
+
+
+@triton.jit
+def _receive(sums, v, a, terms: tl.constexpr, d1: tl.constexpr, d3: tl.constexpr):
+    """``sums[m3] + sum_m1 M[m1, m3] v[m1]``; terms[m3][m1] contract m2."""
+    new_sums = ()
+    for m3 in tl.static_range(d3):
+        total = sums[m3]
+        for m1 in tl.static_range(d1):
+            if _count(terms, m3, m1) > 0:
+                m = a[_index(terms, m3, m1, 0)] * _value(terms, m3, m1, 0)
+                for t in tl.static_range(1, _count(terms, m3, m1)):
+                    m += a[_index(terms, m3, m1, t)] * _value(terms, m3, m1, t)
+                total += m * v[m1]
+        new_sums = new_sums + (total,)
+    return new_sums
+
+
+@triton.jit
+def _send(da, v, g, a, ha, terms: tl.constexpr, d1: tl.constexpr, d2: tl.constexpr):
+    """``y[m1]``, ``y'[m1]`` and ``da[m2] + sum_m1 v[m1] z[m1, m2]``; terms[m1][m2] contract m3."""
+    y, y2 = (), ()
+    for m1 in tl.static_range(d1):
+        total, total2 = tl.zeros_like(g[0]), tl.zeros_like(g[0])
+        new_da = ()
+        for m2 in tl.static_range(d2):
+            if _count(terms, m1, m2) > 0:
+                z = g[_index(terms, m1, m2, 0)] * _value(terms, m1, m2, 0)
+                for t in tl.static_range(1, _count(terms, m1, m2)):
+                    z += g[_index(terms, m1, m2, t)] * _value(terms, m1, m2, t)
+                total += a[m2] * z
+                if ha is not None:
+                    total2 += ha[m2] * z
+                new_da = new_da + (da[m2] + v[m1] * z,)
+            else:
+                new_da = new_da + (da[m2],)
+        y, y2, da = y + (total,), y2 + (total2,), new_da
+    return y, y2, da
+
+
+# ---------------------------------------------------------------- kernels
+
+
+@triton.jit
+def _tensor_product_conv_fwd_kernel(
+    out,  # [N, DIM3]
+    x,  # [N, DIM1], packed
+    hx,  # like x; hx, ha and hw are None in first order
+    edge_attr,  # [E, DIM2]
+    ha,
+    edge_weight,  # [E, WEIGHTS]
+    hw,
+    pointers,  # [N + 1]: the edges of node n are edges[pointers[n] : pointers[n + 1]]
+    edges,  # [E]
+    senders,  # [E], of the edges in this order
+    TABLE: tl.constexpr,
+    MUL: tl.constexpr,
+    D1: tl.constexpr,
+    IN1: tl.constexpr,
+    DIM1: tl.constexpr,
+    DIM2: tl.constexpr,
+    DIM3: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+):
+    node = tl.program_id(0).to(tl.int64)
+    u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
+    mask = u < MUL
+    out_row = out + node * DIM3
+
+    sums = ()  # of each path: d3 blocks of channels
+    for j in tl.static_range(_length(TABLE)):
+        for p in tl.static_range(_attr(TABLE, j, "paths")):
+            row = out_row + _path(TABLE, j, p, "out_offset") + u * _path(TABLE, j, p, "d3")
+            earlier = mask & _path(TABLE, j, p, "adds")
+            sums = sums + (_load(row, _path(TABLE, j, p, "d3"), 1, earlier),)
+
+    for i in range(tl.load(pointers + node), tl.load(pointers + node + 1)):
+        e = tl.load(edges + i)
+        at_x = tl.load(senders + i) * DIM1 + IN1 + u
+        xs = _load(x + at_x, D1, MUL, mask)
+        if hx is not None:
+            hxs = _load(hx + at_x, D1, MUL, mask)
+        new_sums = ()
+        for j in tl.static_range(_length(TABLE)):
+            at_a = e * DIM2 + _attr(TABLE, j, "in2_offset")
+            a = _load_attr(edge_attr + at_a, _attr(TABLE, j, "d2"))
+            has = None if ha is None else _load_attr(ha + at_a, _attr(TABLE, j, "d2"))
+            for p in tl.static_range(_attr(TABLE, j, "paths")):
+                at_w = e * WEIGHTS + _path(TABLE, j, p, "weight_offset") + u
+                w = tl.load(edge_weight + at_w, mask=mask, other=0.0)
+                v = _scale(w, xs, D1)
+                path_sums = sums[_path(TABLE, j, p, "number")]
+                if hx is not None:
+                    path_sums = _receive(
+                        path_sums, v, has, _path(TABLE, j, p, "terms"), D1, _path(TABLE, j, p, "d3")
+                    )
+                    w2 = tl.load(hw + at_w, mask=mask, other=0.0)
+                    v = _add_scaled(_scale(w2, xs, D1), w, hxs, D1)
+                path_sums = _receive(
+                    path_sums, v, a, _path(TABLE, j, p, "terms"), D1, _path(TABLE, j, p, "d3")
+                )
+                new_sums = new_sums + (path_sums,)
+        sums = new_sums
+
+    for j in tl.static_range(_length(TABLE)):
+        for p in tl.static_range(_attr(TABLE, j, "paths")):
+            row = out_row + _path(TABLE, j, p, "out_offset") + u * _path(TABLE, j, p, "d3")
+            for m3 in tl.static_range(_path(TABLE, j, p, "d3")):
+                tl.store(row + m3, sums[_path(TABLE, j, p, "number")][m3], mask=mask)
+
+
+@triton.jit
+def _tensor_product_conv_bwd_kernel(
+    dx,  # [N, DIM1]
+    da,  # [E, PARTS, DIM2]
+    dw,  # [E, WEIGHTS]
+    grad,  # [N, DIM3], packed
+    x,  # [N, DIM1]
+    hx,  # like x; hx, ha and hw are None in first order
+    edge_attr,  # [E, DIM2]
+    ha,
+    edge_weight,  # [E, WEIGHTS]
+    hw,
+    pointers,  # [N + 1]: the edges of node n are edges[pointers[n] : pointers[n + 1]]
+    edges,  # [E]
+    receivers,  # [E], of the edges in this order
+    TABLE: tl.constexpr,
+    MUL: tl.constexpr,
+    D1: tl.constexpr,
+    IN1: tl.constexpr,
+    DIM1: tl.constexpr,
+    DIM2: tl.constexpr,
+    DIM3: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    BLOCK_U: tl.constexpr,
+    PARTS: tl.constexpr,
+    FIRST_PART: tl.constexpr,
+    ADDS: tl.constexpr,
+):
+    node = tl.program_id(0).to(tl.int64)
+    u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
+    mask = u < MUL
+
+    at_x = node * DIM1 + IN1 + u * D1
+    xs = _load(x + at_x, D1, 1, mask)
+    if hx is not None:
+        hxs = _load(hx + at_x, D1, 1, mask)
+    dxs = _load(dx + at_x, D1, 1, mask & ADDS)
+
+    for i in range(tl.load(pointers + node), tl.load(pointers + node + 1)):
+        e = tl.load(edges + i)
+        at_g = tl.load(receivers + i) * DIM3 + u
+        part = da + (e * PARTS + FIRST_PART + tl.program_id(1)) * DIM2
+        for j in tl.static_range(_length(TABLE)):
+            at_a = e * DIM2 + _attr(TABLE, j, "in2_offset")
+            a = _load_attr(edge_attr + at_a, _attr(TABLE, j, "d2"))
+            has = None if ha is None else _load_attr(ha + at_a, _attr(TABLE, j, "d2"))
+            das = ()
+            for _ in tl.static_range(_attr(TABLE, j, "d2")):
+                das = das + (tl.zeros_like(xs[0]),)
+            for p in tl.static_range(_attr(TABLE, j, "paths")):
+                at_w = e * WEIGHTS + _path(TABLE, j, p, "weight_offset") + u
+                w = tl.load(edge_weight + at_w, mask=mask, other=0.0)
+                g = _load(
+                    grad + at_g + _path(TABLE, j, p, "out_offset"),
+                    _path(TABLE, j, p, "d3"), MUL, mask,
+                )  # fmt: skip
+                if hx is not None:
+                    w2 = tl.load(hw + at_w, mask=mask, other=0.0)
+                    v = _add_scaled(_scale(w2, xs, D1), w, hxs, D1)
+                else:
+                    v = _scale(w, xs, D1)
+                y, y2, das = _send(
+                    das, v, g, a, has, _path(TABLE, j, p, "terms"), D1, _attr(TABLE, j, "d2")
+                )
+                if hx is not None:
+                    dxs = _add_scaled(_add_scaled(dxs, w, y2, D1), w2, y, D1)
+                    dws = _dot(xs, y2, D1) + _dot(hxs, y, D1)
+                else:
+                    dxs = _add_scaled(dxs, w, y, D1)
+                    dws = _dot(xs, y, D1)
+                tl.store(dw + at_w, dws, mask=mask)
+            for m2 in tl.static_range(_attr(TABLE, j, "d2")):
+                tl.store(part + _attr(TABLE, j, "in2_offset") + m2, tl.sum(das[m2]))
+
+    for m1 in tl.static_range(D1):
+        tl.store(dx + at_x + m1, dxs[m1], mask=mask)
+
+
+# ---------------------------------------------------------------- launchers
+
+
+def _run(kernel, grid: tuple, *operands, **constants) -> None:
+    """Launch on a GPU (traceable: export and compile see the kernel), or under the interpreter."""
+    if isinstance(kernel, triton.runtime.JITFunction):
+        kernel = torch.library.wrap_triton(kernel)
+    kernel[grid](*operands, **constants, num_warps=1, num_stages=1)
+
+
+def _packed(x: Tensor, irreps: str) -> Tensor:
+    """``x`` with every block's ``[mul, 2l + 1]`` transposed, so that channels lie together."""
+    blocks = Irreps(irreps)
+    if blocks.lmax == 0:
+        return x.contiguous()
+    parts = [
+        part.unflatten(1, (block.mul, block.ir.dim)).transpose(1, 2).flatten(1)
+        for block, part in zip(blocks, x.split([b.dim for b in blocks], dim=1), strict=True)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _rows(like: Tensor, dim: int, written: set) -> Tensor:
+    """``[N, dim]``, of zeros where the ``written`` blocks ``(offset, width)`` leave gaps."""
+    covered = sum(width for _, width in written) == dim
+    return (like.new_empty if covered else like.new_zeros)((like.shape[0], dim))
+
+
+def _receive_all(x, hx, a, ha, w, hw, order, problem) -> Tensor:
+    """The fwd pass, or with directions hx, ha, hw its second-order form."""
+    a, ha, w, hw = (t if t is None else t.contiguous() for t in (a, ha, w, hw))
+    ends = EdgeOrder(order, x.shape[0], a.shape[0])
+    out = _rows(x, problem.dim_out, {(p.out_offset, p.mul * p.d3) for p in problem.paths})
+    packed = _packed(x, problem.irreps_in1)
+    packed_h = None if hx is None else _packed(hx, problem.irreps_in1)
+    for launch in launches(problem, False, hx is not None, x.itemsize):
+        _run(
+            _tensor_product_conv_fwd_kernel, (x.shape[0], launch.blocks),
+            out, packed, packed_h, a, ha, w, hw, ends.dst_ptr, ends.dst_edge, ends.dst_src,
+            **_constants(launch, problem),
+        )  # fmt: skip
+    return out
+
+
+def _send_all(grad, x, hx, a, ha, w, hw, order, problem) -> tuple[Tensor, Tensor, Tensor]:
+    """The bwd pass, or with directions hx, ha, hw its second-order form."""
+    x, hx, a, ha, w, hw = (t if t is None else t.contiguous() for t in (x, hx, a, ha, w, hw))
+    ends = EdgeOrder(order, x.shape[0], a.shape[0])
+    todo = launches(problem, True, hx is not None, x.itemsize)
+    parts = sum(launch.blocks for launch in todo)
+    dx = _rows(x, problem.dim_in1, {(p.in1_offset, p.mul * p.d1) for p in problem.paths})
+    da = a.new_zeros((a.shape[0], parts, problem.dim_in2))
+    dw = torch.empty_like(w)
+    packed = _packed(grad, problem.irreps_out)
+    for launch in todo:
+        _run(
+            _tensor_product_conv_bwd_kernel, (x.shape[0], launch.blocks),
+            dx, da, dw, packed, x, hx, a, ha, w, hw, ends.src_ptr, ends.src_edge, ends.src_dst,
+            PARTS=parts, FIRST_PART=launch.first_part, ADDS=launch.adds,
+            **_constants(launch, problem),
+        )  # fmt: skip
+    return dx, da.sum(1), dw
+
+
+def _constants(launch, problem) -> dict:
+    return {
+        "TABLE": launch.table,
+        "MUL": launch.mul,
+        "D1": launch.d1,
+        "IN1": launch.in1_offset,
+        "DIM1": problem.dim_in1,
+        "DIM2": problem.dim_in2,
+        "DIM3": problem.dim_out,
+        "WEIGHTS": problem.weight_numel,
+        "BLOCK_U": launch.block_u,
+    }
+
+
+def forward(x, edge_attr, edge_weight, order, problem: TensorProductProblem) -> Tensor:
+    """``out [N, irreps_out.dim]``"""
+    return _receive_all(x, None, edge_attr, None, edge_weight, None, order, problem)
+
+
+def backward(grad, x, edge_attr, edge_weight, order, problem: TensorProductProblem):
+    """``dx, da, dw``, shaped like x, edge_attr, edge_weight."""
+    return _send_all(grad, x, None, edge_attr, None, edge_weight, None, order, problem)
+
+
+def double_backward(
+    hx, ha, hw, grad, x, edge_attr, edge_weight, order, problem: TensorProductProblem
+):
+    """``gg, gx, ga, gw``, shaped like grad, x, edge_attr, edge_weight."""
+    gg = _receive_all(x, hx, edge_attr, ha, edge_weight, hw, order, problem)
+    return gg, *_send_all(grad, x, hx, edge_attr, ha, edge_weight, hw, order, problem)

@@ -1,0 +1,181 @@
+"""Which implementation runs: by rule, by name, and what happens where it is missing."""
+
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastmlip
+from fastmlip import BackendUnavailableError, backend, use_backend
+from fastmlip.testing import OPERATORS, make_inputs
+from fastmlip.testing.process import run_python
+
+OP = OPERATORS["tensor_product_conv"]
+CASE = OP.cases["odd-multiplicities"]
+PACKAGE = Path(fastmlip.__file__).parent
+
+
+def conv():
+    return OP.op(*make_inputs(CASE), CASE.problem)
+
+
+# ---------------------------------------------------------------- by rule and by name
+
+
+@pytest.mark.skipif(backend._asked != "auto", reason="FASTMLIP_BACKEND is set")
+def test_cpu_tensors_run_the_cpp_kernels_without_being_asked(monkeypatch):
+    assert backend.choose(torch.zeros(1)) == "cpp"
+    assert fastmlip.info()["cpu tensors"] == "cpp"
+    monkeypatch.setattr(sys.modules["fastmlip.ops.tensor_product_conv"], "reference", None)
+    assert conv().isfinite().all()  # the reference, now broken, had no part in it
+
+
+def test_a_named_backend_runs_inside_its_block_only():
+    before = backend._asked
+    with use_backend("reference"):
+        assert backend.choose(torch.zeros(1)) == "reference"
+        with use_backend("cpp"):
+            assert backend.choose(torch.zeros(1)) == "cpp"
+        assert backend.choose(torch.zeros(1)) == "reference"
+    assert backend._asked == before
+    with pytest.raises(KeyError), use_backend("reference"):
+        raise KeyError
+    assert backend._asked == before
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"use_backend: expected one of .*'cpp'.* got 'cuda'"):
+        use_backend("cuda").__enter__()
+
+
+@pytest.mark.parametrize("name", ["cpp", "triton"])
+def test_a_missing_backend_asked_for_by_name_is_an_error_with_the_reason(name, monkeypatch):
+    for missing in ("load_extension", "triton_missing"):
+        monkeypatch.setattr(backend, missing, lambda: "it is simulated to be missing")
+    with pytest.raises(BackendUnavailableError, match=f"'{name}'.*simulated to be missing"):
+        use_backend(name).__enter__()
+    assert backend.choose(torch.zeros(1)) == "reference"
+
+
+def test_cpp_refuses_tensors_of_another_device():
+    with use_backend("cpp"), pytest.raises(BackendUnavailableError, match=r"cpu tensors.*on meta"):
+        backend.choose(torch.zeros(1, device="meta"))
+
+
+@pytest.mark.skipif(backend.triton_missing() is None, reason="Triton runs here")
+def test_triton_without_a_gpu_says_why():
+    with pytest.raises(BackendUnavailableError, match=r"no GPU is visible|not installed"):
+        use_backend("triton").__enter__()
+
+
+def test_info_answers_every_question():
+    info = fastmlip.info()
+    assert info["instruction set"] in ISAS
+    assert info["torch"] == torch.__version__
+    assert all(isinstance(value, str) and value for value in info.values())
+
+
+# ---------------------------------------------------------------- read once by a process
+
+ISAS = ["portable", "avx2", "avx512"]
+COMPARE = """
+    from functools import partial
+    import torch, fastmlip
+    from fastmlip.testing import OPERATORS, assert_same_derivatives, make_inputs
+    op = OPERATORS["tensor_product_conv"]
+    for name in ("odd-multiplicities", "shared-output", "high-l", "nequip-S-hidden"):
+        case = op.cases[name]
+        for dtype in (torch.float32, torch.float64):
+            functions = (partial(f, problem=case.problem) for f in (op.op, op.reference))
+            assert_same_derivatives(*functions, make_inputs(case, dtype), order=2)
+    print(fastmlip.info()["instruction set"], end="")
+"""
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_gives_the_same_numbers(isa):
+    best = fastmlip.info()["instruction set"]
+    if ISAS.index(isa) > ISAS.index(best):
+        pytest.skip(f"this processor runs at most {best}")
+    assert run_python(COMPARE, FASTMLIP_ISA=isa) == isa
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("FASTMLIP_BACKEND", "cuda", "ValueError FASTMLIP_BACKEND: expected one of"),
+        ("FASTMLIP_ISA", "sse9", "RuntimeError FASTMLIP_ISA: 'sse9' is not an instruction set"),
+    ],
+)
+def test_a_bad_environment_variable_is_an_error_that_names_it(variable, value, message):
+    code = """
+        import torch
+        try:
+            import fastmlip
+            from fastmlip.testing import OPERATORS, make_inputs
+            op = OPERATORS["tensor_product_conv"]
+            op.op(*make_inputs(op.cases["path-weights"]), op.cases["path-weights"].problem)
+        except Exception as error:
+            print(type(error).__name__, error)
+    """
+    assert message in run_python(code, **{variable: value})
+
+
+def test_the_environment_names_a_backend():
+    code = "import fastmlip, torch; print(fastmlip.backend.choose(torch.zeros(1)), end='')"
+    assert run_python(code, FASTMLIP_BACKEND="reference") == "reference"
+
+
+# ---------------------------------------------------------------- a package without its extension
+
+
+@pytest.fixture(scope="module", params=["absent", "broken"])
+def without_extension(request, tmp_path_factory):
+    """A copy of the package whose C++ library is not there, or is no library."""
+    root = tmp_path_factory.mktemp(request.param)
+    shutil.copytree(
+        PACKAGE, root / "fastmlip", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    if request.param == "broken":
+        (root / "fastmlip" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"not ELF")
+    return root
+
+
+def test_without_the_extension_import_warns_and_the_reference_runs(without_extension, tmp_path):
+    inputs = make_inputs(CASE)
+    torch.save([*inputs, conv()], tmp_path / "numbers.pt")
+    code = """
+        import sys, warnings
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import fastmlip
+        import torch
+        from functools import partial
+        from fastmlip.testing import OPERATORS, assert_close, derivatives
+        assert any("plain-PyTorch reference" in str(w.message) for w in caught), caught
+        assert sys.argv[1] in fastmlip.__file__
+        info = fastmlip.info()
+        assert info["cpu tensors"].startswith("reference (the C++ extension"), info
+        assert info["instruction set"] == "none"
+        op = OPERATORS["tensor_product_conv"]
+        case = op.cases["odd-multiplicities"]
+        *inputs, expected = torch.load(sys.argv[2])
+        assert_close(op.op(*inputs, case.problem), expected)
+        mine, plain = (partial(f, problem=case.problem) for f in (op.op, op.reference))
+        for got, want in zip(derivatives(mine, inputs), derivatives(plain, inputs)):
+            assert_close(got.value, want.value, got.order, got.name)
+        try:
+            fastmlip.use_backend("cpp").__enter__()
+        except fastmlip.BackendUnavailableError as error:
+            print(error)
+    """
+    printed = run_python(
+        code,
+        str(without_extension),
+        str(tmp_path / "numbers.pt"),
+        PYTHONPATH=str(without_extension),
+    )
+    assert "use_backend: backend 'cpp' was asked for, but the C++ extension" in printed

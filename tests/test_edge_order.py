@@ -1,0 +1,76 @@
+"""The table of edges in receiver and sender order: C++ against the reference, and its errors."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastmlip import use_backend
+from fastmlip.ops.edge_order import EdgeOrder, edge_order, reference
+
+GRAPHS = {
+    "unsorted": (5, [3, 0, 4, 0, 3], [1, 1, 0, 2, 4]),
+    "sorted by receiver": (4, [0, 0, 1, 3], [3, 1, 0, 0]),
+    "sorted by both": (4, [0, 1, 3], [0, 1, 1]),
+    "descending": (4, [3, 2, 1, 0], [0, 1, 2, 3]),
+    "self and double edges": (2, [1, 1, 0, 1], [1, 1, 0, 1]),
+    "isolated nodes": (9, [4, 4], [6, 6]),
+    "no edges": (3, [], []),
+    "no nodes": (0, [], []),
+    "one node": (1, [0, 0], [0, 0]),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_order_matches_the_reference(graph, dtype, backend):
+    nodes, edge_dst, edge_src = GRAPHS[graph]
+    edge_dst, edge_src = torch.tensor(edge_dst, dtype=dtype), torch.tensor(edge_src, dtype=dtype)
+    with use_backend(backend):
+        order = edge_order(edge_dst, edge_src, nodes)
+    assert order.dtype == torch.int64
+    assert torch.equal(order, reference(edge_dst, edge_src, nodes))
+    torch.library.opcheck(edge_order, (edge_dst, edge_src, nodes))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_order_means_what_its_page_says(data):
+    nodes = data.draw(st.integers(1, 12))
+    node = st.integers(0, nodes - 1)
+    pairs = data.draw(st.lists(st.tuples(node, node), max_size=40))
+    if data.draw(st.booleans()):
+        pairs.sort()
+    edge_dst, edge_src = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+    order = edge_order(edge_dst, edge_src, nodes)
+    assert torch.equal(order, reference(edge_dst, edge_src, nodes))
+    parts = EdgeOrder(order, nodes, len(pairs))
+    assert torch.equal(parts.edge_dst(), edge_dst)
+    assert torch.equal(parts.edge_src(), edge_src)
+    for pointer, edges, others, near, far in (
+        (parts.dst_ptr, parts.dst_edge, parts.dst_src, edge_dst, edge_src),
+        (parts.src_ptr, parts.src_edge, parts.src_dst, edge_src, edge_dst),
+    ):
+        assert torch.equal(others, far[edges])
+        for n in range(nodes):
+            mine = edges[pointer[n] : pointer[n + 1]]
+            assert mine.tolist() == (near == n).nonzero()[:, 0].tolist()  # in the order given
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_strided_indices_are_read_as_they_are(dtype):
+    index = torch.tensor([[3, 9, 0, 9, 3, 9], [1, 9, 2, 9, 0, 9]], dtype=dtype)[:, ::2]
+    assert torch.equal(edge_order(*index, 4), edge_order(*index.contiguous(), 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("bad", [-1, 4, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("argument", ["edge_dst", "edge_src"])
+def test_an_index_out_of_range_is_named_with_its_place(argument, bad, dtype):
+    index = {n: torch.tensor([0, 1, 2], dtype=dtype) for n in ("edge_dst", "edge_src")}
+    index[argument][1] = bad
+    with use_backend("cpp"), pytest.raises(RuntimeError, match=rf"{argument}\[1\] = {bad} "):
+        edge_order(**index, num_nodes=4)
+    with use_backend("reference"), pytest.raises(RuntimeError, match=argument):
+        edge_order(**index, num_nodes=4)

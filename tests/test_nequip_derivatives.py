@@ -1,0 +1,57 @@
+"""On every preset: forces are the gradient of the energy, the Hessian is that of the forces."""
+
+import pytest
+import torch
+from nequip_cases import PRESETS, build, relative_error, structures
+
+import fastmlip
+
+pytestmark = pytest.mark.usefixtures("nequip_state")
+
+STEP = 1e-4  # Angstrom
+
+
+def displaced(model, frame, shift):
+    out = model({**frame, "pos": frame["pos"] + shift})
+    return out["total_energy"].detach().sum(), out["forces"].detach()
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def case(request):
+    """An accelerated float64 model, two atoms that see their own images, and the Hessian there."""
+    model = fastmlip.accelerate(build(request.param, "float64"))
+    frame = structures()["own images"]
+    model.train()  # keeps the graph of the forces
+    pos = frame["pos"].clone().requires_grad_()
+    forces = model({**frame, "pos": pos})["forces"].flatten()
+    rows = [-torch.autograd.grad(f, pos, retain_graph=True)[0].flatten() for f in forces]
+    model.eval()
+    return model, frame, torch.stack(rows)
+
+
+def test_forces_are_the_negative_gradient_of_the_energy(case):
+    model, frame, _ = case
+    forces = model(dict(frame))["forces"].detach()
+    numeric = torch.zeros_like(forces)
+    for index in range(numeric.numel()):
+        shift = torch.zeros(numeric.numel(), dtype=numeric.dtype)
+        shift[index] = STEP
+        shift = shift.view_as(numeric)
+        up, down = displaced(model, frame, shift)[0], displaced(model, frame, -shift)[0]
+        numeric.view(-1)[index] = -(up - down) / (2 * STEP)
+    assert forces.abs().max() > 0
+    assert relative_error(forces, numeric) < 1e-6
+
+
+def test_the_hessian_is_symmetric(case):
+    *_, hessian = case
+    assert hessian.abs().max() > 0
+    assert relative_error(hessian, hessian.T) < 1e-10
+
+
+def test_the_hessian_is_the_derivative_of_the_forces(case):
+    model, frame, hessian = case
+    direction = torch.randn(frame["pos"].shape, generator=torch.Generator().manual_seed(3)).double()
+    up, down = (displaced(model, frame, sign * STEP * direction)[1] for sign in (1, -1))
+    numeric = -(up - down).flatten() / (2 * STEP)
+    assert relative_error(hessian @ direction.flatten(), numeric) < 1e-5

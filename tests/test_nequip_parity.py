@@ -1,0 +1,97 @@
+"""NequIP models with fastmlip against the same models without: outputs and training gradients.
+
+float32 is compared to stock float32. A total energy is a sum of atomic energies that may cancel,
+so its error is measured against the sum of their sizes.
+"""
+
+from functools import lru_cache
+
+import pytest
+import torch
+from nequip_cases import (
+    CONFIGS,
+    ODD,
+    build,
+    force_loss_gradients,
+    outputs,
+    relative_error,
+    structures,
+)
+
+import fastmlip
+
+pytestmark = pytest.mark.usefixtures("nequip_state")
+
+BOUND = {"float64": 1e-10, "float32": 1e-5}
+SMALL = ("own images", "lone atom")  # what the large presets run by default
+CASES = [
+    pytest.param(
+        config, dtype, structure,
+        id=f"{config}-{dtype}-{structure}",
+        marks=[pytest.mark.slow] if config in ("L", "XL") and structure not in SMALL else [],
+    )
+    for config in CONFIGS
+    for dtype in BOUND
+    for structure in ("own images", "lone atom", "batch", "bulk")
+]  # fmt: skip
+
+
+@lru_cache(maxsize=1)  # cases of one model come one after the other
+def pair(config, dtype):
+    """The stock model and the accelerated one; the same seed gives the same weights."""
+    return build(config, dtype), fastmlip.accelerate(build(config, dtype))
+
+
+@lru_cache(maxsize=1)
+def data():
+    return structures()
+
+
+@pytest.mark.parametrize(("config", "dtype", "structure"), CASES)
+def test_outputs_and_training_gradients_match_stock(config, dtype, structure):
+    stock, fast = pair(config, dtype)
+    frame, bound = data()[structure], BOUND[dtype]
+    want, got = outputs(stock, frame), outputs(fast, frame)
+    sizes = want["atomic_energy"].abs().sum()
+    for name, reference in want.items():
+        assert got[name].dtype == reference.dtype
+        scale = sizes if name == "total_energy" else None
+        assert relative_error(got[name], reference, scale) <= bound, name
+    want, got = force_loss_gradients(stock, frame), force_loss_gradients(fast, frame)
+    for name, reference in want.items():
+        assert relative_error(got[name], reference) <= bound, name
+    if structure != "lone atom":
+        assert all(reference.abs().max() > 0 for reference in want.values())
+
+
+@pytest.mark.parametrize("config", ["S", "l2 5-2-7 parity"])
+def test_the_swap_is_what_runs(config, monkeypatch):
+    """Without this, comparing a model to itself would pass."""
+    calls = []
+    kernel = fastmlip.ops.tensor_product_conv
+
+    def counted(*operands):
+        calls.append(operands)
+        return kernel(*operands)
+
+    monkeypatch.setattr(fastmlip.ops, "tensor_product_conv", counted)
+    stock, fast = pair(config, "float64")
+    outputs(stock, data()["own images"])
+    assert not calls
+    outputs(fast, data()["own images"])
+    assert len(calls) == sum(type(m).__name__ == "InteractionBlock" for m in fast.modules())
+
+
+@pytest.mark.parametrize("config", ["M", *ODD])
+def test_float32_is_as_close_to_float64_as_stock_float32(config):
+    """Errors against a float64 model of the same weights: at most twice stock's, and 1e-5."""
+    stock, fast = pair(config, "float32")
+    truth = build(config, "float64")
+    with torch.no_grad():
+        for exact, rounded in zip(truth.parameters(), stock.parameters(), strict=True):
+            exact.copy_(rounded)
+    frame = data()["bulk"]
+    want, by_stock, by_fast = outputs(truth, frame), outputs(stock, frame), outputs(fast, frame)
+    for name in ("atomic_energy", "forces", "stress"):
+        limit = max(2 * relative_error(by_stock[name], want[name]), 1e-6)
+        assert relative_error(by_fast[name], want[name]) <= min(limit, 1e-5), name
