@@ -14,7 +14,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot run here."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_extension() -> str | None:
     """Load the C++ library once; return why it is missing, or None where it is there."""
     libraries = sorted(Path(__file__).parent.glob("_C*.so"))
@@ -39,7 +39,7 @@ def load_extension() -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def triton_missing() -> str | None:
     """Why Triton kernels cannot be launched here, or None where they can."""
     if importlib.util.find_spec("triton") is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +25,7 @@ PATH_FIELDS = (
 
 
 class Instruction(NamedTuple):
-    """One path: blocks ``i_in1 x i_in2 -> i_out`` with the normalised coefficient ``path_weight``."""
+    """One path, blocks ``i_in1 x i_in2 -> i_out``, with the normalised coefficient."""
 
     i_in1: int
     i_in2: int
@@ -65,7 +65,7 @@ class Path(NamedTuple):
         return tuple((m1, m2, m3, self.path_weight * c) for m1, m2, m3, c in triples)
 
 
-@lru_cache(maxsize=None)
+@cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> tuple[tuple[int, int, int, float], ...]:
     """Non-zero ``(m1, m2, m3, value)`` of the installed e3nn's real Wigner 3j symbols, float64."""
     values = wigner_3j(l1, l2, l3, dtype=torch.float64)
@@ -136,7 +136,11 @@ class TensorProductProblem:
     @classmethod
     def from_e3nn(cls, tp: Any) -> TensorProductProblem:
         """From an ``e3nn.o3.TensorProduct``, with the coefficients that module computed."""
-        in1, in2, out = Irreps(str(tp.irreps_in1)), Irreps(str(tp.irreps_in2)), Irreps(str(tp.irreps_out))
+        in1, in2, out = (
+            Irreps(str(tp.irreps_in1)),
+            Irreps(str(tp.irreps_in2)),
+            Irreps(str(tp.irreps_out)),
+        )
         rows = [tuple(ins)[:6] for ins in tp.instructions]
         for number, row in enumerate(rows):
             _check_instruction(number, row, in1, in2, out)
@@ -149,7 +153,7 @@ class TensorProductProblem:
         return json.dumps([self.irreps_in1, self.irreps_in2, self.irreps_out, self.instructions])
 
     @staticmethod
-    @lru_cache(maxsize=None)
+    @cache
     def from_key(key: str) -> TensorProductProblem:
         in1, in2, out, instructions = json.loads(key)
         return TensorProductProblem(in1, in2, out, tuple(Instruction(*row) for row in instructions))
@@ -213,9 +217,18 @@ class TensorProductProblem:
                 path.mul, path.d1, path.d2, path.d3, ins.i_in1, path.in2_offset, ins.i_out,
                 path.weight_offset, begin, len(triples),
             ]  # fmt: skip
-        header = [len(in1), self.dim_in2, len(out), len(self.paths), len(triples), self.weight_numel]
+        header = [
+            len(in1),
+            self.dim_in2,
+            len(out),
+            len(self.paths),
+            len(triples),
+            self.weight_numel,
+        ]
         blocks = [n for irreps in (in1, out) for block in irreps for n in (block.mul, block.ir.dim)]
-        bits = torch.tensor([c for *_, c in triples], dtype=torch.float64).view(torch.int64).tolist()
+        bits = (
+            torch.tensor([c for *_, c in triples], dtype=torch.float64).view(torch.int64).tolist()
+        )
         cg = [n for (m1, m2, m3, _), b in zip(triples, bits, strict=True) for n in (m1, m2, m3, b)]
         return torch.tensor(header + blocks + table + cg, dtype=torch.int64)
 
@@ -233,7 +246,9 @@ def _check_instruction(number: int, row: tuple, in1: Irreps, in2: Irreps, out: I
         raise ValueError(f"{where}: has_weight=False is not supported, every path takes a weight")
     for name, index, irreps in (("i_in1", i, in1), ("i_in2", j, in2), ("i_out", k, out)):
         if not 0 <= index < len(irreps):
-            raise ValueError(f"{where}: {name}={index} is outside the {len(irreps)} blocks of {irreps}")
+            raise ValueError(
+                f"{where}: {name}={index} is outside the {len(irreps)} blocks of {irreps}"
+            )
     if in2[j].mul != 1:
         raise ValueError(
             f"{where}: irreps_in2[{j}] is {in2[j]}, its multiplicity must be 1 for edge_attr"

@@ -8,15 +8,20 @@ import pytest
 ORDERS = [
     "import nequip",
     "import allegro",
-    "import nequip.nn",
-    "import nequip.model",
     "import nequip.model.modify_utils",
-    "import nequip.scripts.package",
-    "import nequip.integrations.ase",
     "import fastmlip, nequip.model",
-    "import nequip.model, fastmlip",
     "import fastmlip_nequip_plugin, nequip.model",
-    "from nequip.utils.versions import get_current_code_versions",
+    *(
+        pytest.param(order, marks=pytest.mark.slow)
+        for order in (
+            "import nequip.nn",
+            "import nequip.model",
+            "import nequip.scripts.package",
+            "import nequip.integrations.ase",
+            "import nequip.model, fastmlip",
+            "from nequip.utils.versions import get_current_code_versions",
+        )
+    ),
 ]
 # the modifier must be there, fastmlip must be external, and nothing may have imported it yet
 CHECK = """

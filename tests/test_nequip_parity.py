@@ -9,8 +9,8 @@ from functools import lru_cache
 import pytest
 import torch
 from nequip_cases import (
-    CONFIGS,
     ODD,
+    PRESETS,
     build,
     force_loss_gradients,
     outputs,
@@ -23,16 +23,16 @@ import fastmlip
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
 BOUND = {"float64": 1e-10, "float32": 1e-5}
-SMALL = ("own images", "lone atom")  # what the large presets run by default
+STRUCTURES = ("own images", "lone atom", "batch", "bulk")
 CASES = [
     pytest.param(
         config, dtype, structure,
         id=f"{config}-{dtype}-{structure}",
-        marks=[pytest.mark.slow] if config in ("L", "XL") and structure not in SMALL else [],
+        marks=[pytest.mark.slow] if config in ("L", "XL") and structure != "own images" else [],
     )
-    for config in CONFIGS
+    for config in (*PRESETS, *ODD)
     for dtype in BOUND
-    for structure in ("own images", "lone atom", "batch", "bulk")
+    for structure in STRUCTURES
 ]  # fmt: skip
 
 

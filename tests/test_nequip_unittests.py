@@ -64,7 +64,7 @@ class FastNequIP(EnergyModelTestsMixin):
 
 
 class TestModel(FastNequIP):
-    pass
+    test_numeric_gradient_partial = pytest.mark.slow(FastNequIP.test_numeric_gradient_partial)
 
 
 @pytest.mark.slow

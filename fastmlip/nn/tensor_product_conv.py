@@ -39,7 +39,12 @@ class TensorProductConv(torch.nn.Module):
         super().__init__()
         self._set_problem(
             TensorProductProblem.from_instructions(
-                irreps_in1, irreps_in2, irreps_out, instructions, irrep_normalization, path_normalization
+                irreps_in1,
+                irreps_in2,
+                irreps_out,
+                instructions,
+                irrep_normalization,
+                path_normalization,
             )
         )
 
@@ -68,8 +73,8 @@ class TensorProductConv(torch.nn.Module):
         edge_dst: torch.Tensor,
         edge_src: torch.Tensor,
     ) -> torch.Tensor:
-        """``[N, irreps_out.dim]`` from ``x [N, irreps_in1.dim]``, ``edge_attr [E, irreps_in2.dim]``,
-        ``edge_weight [E, weight_numel]``, ``edge_dst [E]``, ``edge_src [E]``."""
+        """``[N, irreps_out.dim]`` from ``x [N, irreps_in1.dim]``, ``edge_dst [E]``, ``edge_src [E]``,
+        ``edge_attr [E, irreps_in2.dim]`` and ``edge_weight [E, weight_numel]``."""
         return ops.tensor_product_conv(
             x, edge_attr, edge_weight, edge_dst, edge_src, self.problem, self.tables
         )

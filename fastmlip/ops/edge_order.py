@@ -1,6 +1,7 @@
 """Edges in receiver order and in sender order, as one int64 tensor.
 
-``order = [dst_ptr (N+1) | src_ptr (N+1) | dst_edge (E) | dst_src (E) | src_edge (E) | src_dst (E)]``
+``order = [dst_ptr | src_ptr | dst_edge | dst_src | src_edge | src_dst]``, the first two of N + 1,
+the others of E entries.
 
 Edges ``dst_edge[dst_ptr[n] : dst_ptr[n + 1]]`` point to node n and come from the nodes ``dst_src``
 of the same range; edges ``src_edge[src_ptr[n] : src_ptr[n + 1]]`` start at node n and point to the
@@ -38,7 +39,8 @@ def reference(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) ->
     sorted_dst, by_dst = torch.sort(edge_dst, stable=True)
     sorted_src, by_src = torch.sort(edge_src, stable=True)
     pointers = [torch.searchsorted(index, nodes) for index in (sorted_dst, sorted_src)]
-    return torch.cat([*pointers, by_dst, edge_src[by_dst], by_src, edge_dst[by_src]])
+    dst_src, src_dst = edge_src.index_select(0, by_dst), edge_dst.index_select(0, by_src)
+    return torch.cat([*pointers, by_dst, dst_src, by_src, src_dst])
 
 
 def _assert_in_range(index: torch.Tensor, name: str, num_nodes: int) -> None:

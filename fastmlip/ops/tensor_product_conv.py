@@ -27,7 +27,7 @@ from itertools import permutations
 import torch
 
 from fastmlip import backend
-from fastmlip.ops.edge_order import EdgeOrder, edge_order
+from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import TensorProductProblem
 
 Tensor = torch.Tensor
@@ -143,7 +143,7 @@ def reference(
 
 
 def _paths(x, edge_attr, edge_weight, problem):
-    """Per path: itself, its blocks ``[*, mul, d1]``, ``[E, d2]``, ``[E, mul]``, and dense c_p C_p."""
+    """Per path: itself, blocks ``[*, mul, d1]``, ``[E, d2]``, ``[E, mul]``, and dense c_p C_p."""
     for p in problem.paths:
         cg = [[[0.0] * p.d3 for _ in range(p.d2)] for _ in range(p.d1)]
         for m1, m2, m3, c in p.cg:

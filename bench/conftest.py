@@ -1,0 +1,87 @@
+"""Benchmarks: each fused row runs beside its peer, in the same process, after they have agreed.
+
+``pytest bench --benchmark-only`` prints pytest-benchmark's tables and then the ratios. Threads are
+pinned (``--threads``, default 2) because a benchmark must say what it ran on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+import pytest
+import torch
+
+import fastmlip
+
+
+def pytest_addoption(parser):
+    parser.addoption("--threads", type=int, default=2, help="threads of torch (default 2)")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(config.getoption("--threads"))
+
+
+def _glibc_keep_memory() -> None:
+    """Freed memory stays with the process, as in a long run: no first-touch cost in the timings."""
+    if platform.libc_ver()[0] == "glibc":
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def measured_peak() -> str:
+    """What this machine gives torch now: a large matrix product, and a large copy."""
+    from time import perf_counter
+
+    def best(function, repeats=7):
+        times = []
+        for _ in range(repeats):
+            start = perf_counter()
+            function()
+            times.append(perf_counter() - start)
+        return min(times)
+
+    a = torch.randn(2048, 2048)
+    source = torch.randn(1 << 26)
+    target = torch.empty_like(source)
+    flops = 2 * 2048**3 / best(lambda: a @ a)
+    moved = 2 * source.nbytes / best(lambda: target.copy_(source))
+    return f"float32 matrix product {flops / 1e9:.0f} GFLOP/s, copy {moved / 1e9:.1f} GB/s"
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    session = getattr(config, "_benchmarksession", None)
+    if session is None or not session.benchmarks:
+        return
+    groups: dict[str, dict[str, object]] = {}
+    for bench in session.benchmarks:
+        if bench.stats.rounds:
+            groups.setdefault(bench.group, {})[bench.extra_info["who"]] = bench
+    write = terminalreporter.write_line
+    write("")
+    write(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {fastmlip.info()}")
+    write(f"measured in this session: {measured_peak()}")
+    write(f"{'group':44s} {'peer':>11s} {'fastmlip':>11s} {'ratio':>7s}  (medians)")
+    for group, rows in groups.items():
+        if {"peer", "fastmlip"} <= set(rows):
+            peer, ours = (rows[who].stats.median for who in ("peer", "fastmlip"))
+            note = rows["fastmlip"].extra_info.get("note", "")
+            write(
+                f"{group:44s} {peer * 1e3:8.2f} ms {ours * 1e3:8.2f} ms {peer / ours:6.1f}x  {note}"
+            )
+
+
+@pytest.fixture
+def compare(benchmark):
+    """``compare(who, function, rounds)``: one row of a group's table."""
+    _glibc_keep_memory()
+
+    def run(who, function, group, rounds=15, **extra):
+        benchmark.group = group
+        benchmark.extra_info.update(who=who, threads=torch.get_num_threads(), **extra)
+        benchmark.pedantic(function, rounds=rounds, warmup_rounds=2)
+
+    return run
