@@ -52,6 +52,7 @@ def measured_peak() -> str:
     return f"float32 matrix product {flops / 1e9:.0f} GFLOP/s, copy {moved / 1e9:.1f} GB/s"
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
     if session is None or not session.benchmarks:

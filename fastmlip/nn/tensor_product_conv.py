@@ -73,8 +73,15 @@ class TensorProductConv(torch.nn.Module):
         edge_dst: torch.Tensor,
         edge_src: torch.Tensor,
     ) -> torch.Tensor:
-        """``[N, irreps_out.dim]`` from ``x [N, irreps_in1.dim]``, ``edge_dst [E]``, ``edge_src [E]``,
-        ``edge_attr [E, irreps_in2.dim]`` and ``edge_weight [E, weight_numel]``."""
+        """The convolution, ``[N, irreps_out.dim]``.
+
+        Args:
+            x: node features ``[N, irreps_in1.dim]``.
+            edge_attr: ``[E, irreps_in2.dim]``.
+            edge_weight: ``[E, weight_numel]``.
+            edge_dst: receivers ``[E]``, in any order.
+            edge_src: senders ``[E]``.
+        """
         return ops.tensor_product_conv(
             x, edge_attr, edge_weight, edge_dst, edge_src, self.problem, self.tables
         )
