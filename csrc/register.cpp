@@ -110,6 +110,45 @@ EdgeOrder parts_of(const Tensor& order, int64_t num_nodes, int64_t num_edges) {
           edges + 3 * num_edges};
 }
 
+void expect(bool ok, const std::string& what) {
+  if (!ok) throw std::runtime_error("tensor_product_conv: " + what);
+}
+
+void expect_shape(const char* name, const Tensor& t, int64_t rows, int64_t columns) {
+  expect(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns,
+         std::string(name) + ": expected shape [" + std::to_string(rows) + ", " +
+             std::to_string(columns) + "]");
+}
+
+// The operators' Python page checks what users pass. Compiled models call these operators without
+// it, so what could read out of bounds is checked here again. Returns the columns of the result.
+int64_t check(const Tensor& x, const Tensor& a, const Tensor& w, const Tensor& order,
+              const Tensor& tables) {
+  constexpr int64_t header_size = sizeof(Header) / sizeof(int64_t);
+  expect(tables.dim() == 1 && tables.size(0) >= header_size, "tables: too short");
+  const int64_t* table = tables.const_data_ptr<int64_t>();
+  const auto& header = *reinterpret_cast<const Header*>(table);
+  const int64_t blocks = header.num_blocks1 + header.num_blocks3;
+  expect(tables.size(0) == header_size + 2 * blocks +
+                               header.num_paths * int64_t(sizeof(PathRow) / sizeof(int64_t)) +
+                               header.num_cg * int64_t(sizeof(CgRow) / sizeof(int64_t)),
+         "tables: not a table of TensorProductProblem.tables()");
+  int64_t dim1 = 0, dim3 = 0;
+  const auto* block = reinterpret_cast<const Block*>(table + header_size);
+  for (int64_t i = 0; i < blocks; ++i)
+    (i < header.num_blocks1 ? dim1 : dim3) += block[i].mul * block[i].dim;
+  const int64_t nodes = x.dim() ? x.size(0) : 0, edges = a.dim() ? a.size(0) : 0;
+  expect_shape("x", x, nodes, dim1);
+  expect_shape("edge_attr", a, edges, header.dim2);
+  expect_shape("edge_weight", w, edges, header.weight_numel);
+  expect(order.dim() == 1 && order.size(0) == 2 * (nodes + 1) + 4 * edges,
+         "order: not the edge_order of these nodes and edges");
+  const int64_t* ends = order.const_data_ptr<int64_t>();
+  expect(ends[nodes] == edges && ends[2 * nodes + 1] == edges,
+         "order: not the edge_order of these nodes and edges");
+  return dim3;
+}
+
 // Contiguous operands of one call; directions are all given or all absent.
 struct Operands {
   Tensor x, a, w;
@@ -174,6 +213,7 @@ Tensor packed(const Tensor& t) { return torch::stable::contiguous(t); }
 
 Tensor forward_cpu(const Tensor& x, const Tensor& a, const Tensor& w, const Tensor& order,
                    const Tensor& tables, int64_t dim_out) {
+  expect(check(x, a, w, order, tables) == dim_out, "dim_out: not the columns of this problem");
   Tensor out = torch::stable::new_empty(x, {x.size(0), dim_out});
   receive({packed(x), packed(a), packed(w), {}, {}, {}, {}}, order, tables, out);
   return out;
@@ -182,6 +222,7 @@ Tensor forward_cpu(const Tensor& x, const Tensor& a, const Tensor& w, const Tens
 std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& g, const Tensor& x, const Tensor& a,
                                                 const Tensor& w, const Tensor& order,
                                                 const Tensor& tables) {
+  expect_shape("grad", g, x.size(0), check(x, a, w, order, tables));
   const Operands in{packed(x), packed(a), packed(w), packed(g), {}, {}, {}};
   Tensor dx = empty_as(in.x), da = empty_as(in.a), dw = empty_as(in.w);
   send(in, order, tables, dx, da, dw);
@@ -193,6 +234,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward_cpu(const Tensor& hx,
                                                                const Tensor& x, const Tensor& a,
                                                                const Tensor& w, const Tensor& order,
                                                                const Tensor& tables) {
+  expect_shape("grad", g, x.size(0), check(x, a, w, order, tables));
+  expect_shape("hx", hx, x.size(0), x.size(1));
+  expect_shape("ha", ha, a.size(0), a.size(1));
+  expect_shape("hw", hw, w.size(0), w.size(1));
   const Operands in{packed(x), packed(a), packed(w), packed(g), packed(hx), packed(ha), packed(hw)};
   Tensor gg = empty_as(*in.g), gx = empty_as(in.x), ga = empty_as(in.a), gw = empty_as(in.w);
   receive(in, order, tables, gg);

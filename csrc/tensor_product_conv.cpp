@@ -41,6 +41,10 @@ Buffer<T> pack_rows(const std::vector<PackedBlock>& blocks, int dim, int packed,
   return result;
 }
 
+// Edges that da has rows for: a whole group, and a whole step of contract_q.
+template <class T>
+constexpr int64_t kDaRows = std::max(kLanes<T>, kStep);
+
 // Scratch of one thread: everything a group points to that is not a tensor.
 template <class T>
 struct Scratch {
@@ -52,7 +56,7 @@ struct Scratch {
       : attr(allocate<Vec<T>>(plan.dim2)),
         attr2(allocate<Vec<T>>(plan.dim2)),
         q(allocate<Vec<T>>(kStep * plan.max_matrix)),
-        da(allocate<Vec<T>>(int64_t(kLanes<T>) * plan.dim2)),
+        da(allocate<Vec<T>>(kDaRows<T> * plan.dim2)),
         matrix(allocate<T>(int64_t(kLanes<T>) * plan.max_matrix)),
         matrix2(allocate<T>(int64_t(kLanes<T>) * plan.max_matrix)),
         partial(allocate<T>(plan.max_padded)) {
@@ -145,7 +149,7 @@ void send_pass(const Tensors<T>& t, const EdgeOrder& order, const int64_t* table
       const int64_t* edges = order.src_edge + k;
       scratch.fill(plan, t, edges, order.src_dst + k, count, order.num_edges - k, grad.get(),
                    nullptr, plan.packed3);
-      std::fill_n(scratch.group.da, int64_t(kLanes<T>) * plan.dim2, Vec<T>{});
+      std::fill_n(scratch.group.da, kDaRows<T> * plan.dim2, Vec<T>{});
       for (const PlanPath<T>& path : plan.paths) {
         make_matrix(path, scratch.group.attr, scratch.group.matrix);
         if (kSecond) make_matrix(path, scratch.group.attr2, scratch.group.matrix2);

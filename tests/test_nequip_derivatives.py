@@ -8,7 +8,7 @@ import fastmlip
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
-STEP = 1e-4  # Angstrom
+STEP = 2e-5  # Angstrom
 
 
 def displaced(model, frame, shift):

@@ -47,7 +47,9 @@ class Case:
     @cached_property
     def problem(self) -> TensorProductProblem:
         return TensorProductProblem.from_instructions(
-            *self.arguments(), self.irrep_normalization, self.path_normalization
+            *self.arguments(),
+            irrep_normalization=self.irrep_normalization,
+            path_normalization=self.path_normalization,
         )
 
     def e3nn(self) -> TensorProduct:
@@ -114,7 +116,8 @@ def nequip_case(irreps_in1: str, irreps_in2: str, features_out: str, sorted: boo
     """The product of NequIP's InteractionBlock: all paths into ``features_out``, each into a block
     of its own, blocks in sorted order. Instructions keep the order of the inputs (NequIP) or, with
     ``sorted``, take that of the outputs (SevenNet, MACE)."""
-    blocks, instructions = [], []
+    blocks: list[tuple] = []
+    instructions: list[tuple] = []
     for i, (mul, ir1) in enumerate(Irreps(irreps_in1)):
         for j, (_, ir2) in enumerate(Irreps(irreps_in2)):
             for ir3 in ir1 * ir2:
@@ -130,7 +133,7 @@ def nequip_case(irreps_in1: str, irreps_in2: str, features_out: str, sorted: boo
 
 def _features(multiplicities: tuple[int, ...], both_parities: bool = False) -> str:
     """NequIP's hidden irreps: ``128x0e+64x1o+...``, or ``128x0e+128x0o+64x1e+64x1o+...``."""
-    blocks = []
+    blocks: list[str] = []
     for degree, mul in enumerate(multiplicities):
         parities = "eo" if both_parities else "eo"[degree % 2]
         blocks += [f"{mul}x{degree}{parity}" for parity in parities]
