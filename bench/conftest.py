@@ -6,9 +6,6 @@ pinned (``--threads``, default 2) because a benchmark must say what it ran on.
 
 from __future__ import annotations
 
-import ctypes
-import platform
-
 import pytest
 import torch
 
@@ -21,15 +18,6 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     torch.set_num_threads(config.getoption("--threads"))
-
-
-def _glibc_keep_memory() -> None:
-    """Freed memory stays with the process, as in a long run: no first-touch cost in the timings."""
-    if platform.libc_ver()[0] == "glibc":
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def measured_peak() -> str:
@@ -78,7 +66,6 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture
 def compare(benchmark):
     """``compare(who, function, rounds)``: one row of a group's table."""
-    _glibc_keep_memory()
 
     def run(who, function, group, rounds=15, **extra):
         benchmark.group = group

@@ -38,7 +38,7 @@ class Case:
     irrep_normalization: str = "component"
     path_normalization: str = "element"
 
-    def arguments(self) -> tuple:
+    def arguments(self) -> tuple[str, str, str, list[tuple]]:
         """Positional arguments of ``e3nn.o3.TensorProduct`` and of ``nn.TensorProductConv``."""
         return (
             self.irreps_in1, self.irreps_in2, self.irreps_out, list(self.instructions)
