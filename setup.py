@@ -16,11 +16,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 X86 = platform.machine() in ("x86_64", "AMD64")
 # Instruction sets a kernel source is compiled for: name -> (vector bytes, compiler flags).
+# portable first: of code shared by all sets, the linker keeps the first and most modest copy
 ISAS = {"portable": (16, [])}
 if X86:
     ISAS["avx2"] = (32, ["-mavx2", "-mfma"])
     ISAS["avx512"] = (64, ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"])
-    ISAS["avx512"][1].extend(["-mprefer-vector-width=512"])
+    ISAS["avx512"][1].append("-mprefer-vector-width=512")
 KERNELS = ["tensor_product_conv"]
 PLAIN = ["edge_order"]
 TORCH_ABI = "0x020b000000000000"  # the oldest torch that this binary serves: 2.11
@@ -45,7 +46,7 @@ class NinjaBuild(build_ext):
                 defines = [f"-DFASTMLIP_ISA={isa}", f"-DFASTMLIP_VECTOR_BYTES={vector_bytes}"]
                 units.append((f"{kernel}_{isa}", kernel, defines + flags))
 
-        build = Path(self.build_temp).resolve()
+        build = ROOT / "build" / f"ninja-{platform.machine()}"  # kept: self.build_temp may not be
         build.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ CONFIGS: dict[str, dict[str, Any]] = {**PRESETS, **ODD, "tiny": TINY}
 def nequip_state() -> Iterator[None]:
     """NequIP's global state (default dtype float64), and the usual default dtype afterwards."""
     set_global_state(allow_tf32=False)
+    torch.set_default_dtype(torch.float64)  # NequIP sets it in its first call only
     yield
     torch.set_default_dtype(DEFAULT_DTYPE)
 
