@@ -7,8 +7,10 @@ their weights and have agreed on energies, forces and parameter gradients before
 from __future__ import annotations
 
 import copy
+import resource
 import warnings
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from nequip.model import PresetNequIPGNNModel
 from nequip.utils.global_state import set_global_state
 
 import fastmlip
+from fastmlip.testing.process import run_python
 
 TYPE_NAMES = ["Cu", "Pd", "Au"]
 
@@ -32,7 +35,7 @@ def _frame():
 
 
 @cache
-def _models(preset):
+def _models(preset, agree=True):
     set_global_state(allow_tf32=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -41,6 +44,8 @@ def _models(preset):
             avg_num_neighbors=40.0, per_type_energy_scales=1.0, per_type_energy_shifts=0.0,
         )  # fmt: skip
     fast = fastmlip.accelerate(copy.deepcopy(stock))
+    if not agree:
+        return {"peer": stock, "fastmlip": fast}
     expected, found = _training_step(stock), _training_step(fast)
     for one, other in zip(expected, found, strict=True):
         assert (one - other).abs().max() <= 1e-4 * one.abs().max().clamp(min=1e-3)
@@ -64,6 +69,23 @@ def _training_step(model):
 def _inference(model):
     model.eval()
     _evaluate(model)
+
+
+def _peak_of_one_training_step(preset, who):
+    """Growth of this process' peak memory, in MiB, by two training steps; for a fresh process."""
+    model, peak = _models(preset, agree=False)[who], resource.RUSAGE_SELF
+    before = resource.getrusage(peak).ru_maxrss
+    for _ in range(2):
+        _training_step(model)
+    return (resource.getrusage(peak).ru_maxrss - before) / 1024
+
+
+@pytest.mark.parametrize("who", ["peer", "fastmlip"])
+def bench_peak_memory(compare, who):
+    here = str(Path(__file__).parent)
+    code = f"import bench_nequip as b; print(b._peak_of_one_training_step('M', {who!r}))"
+    peak = float(run_python(code, PYTHONPATH=here).split()[-1])
+    compare(who, lambda: None, "NequIP M training step, peak", rounds=1, peak_mib=peak)
 
 
 @pytest.mark.parametrize("who", ["peer", "fastmlip"])

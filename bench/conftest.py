@@ -55,7 +55,13 @@ def pytest_terminal_summary(terminalreporter, config):
     write(f"measured in this session: {measured_peak()}")
     write(f"{'group':44s} {'peer':>11s} {'fastmlip':>11s} {'ratio':>7s}  (medians)")
     for group, rows in groups.items():
-        if {"peer", "fastmlip"} <= set(rows):
+        if {"peer", "fastmlip"} > set(rows):
+            continue
+        peaks = [rows[who].extra_info.get("peak_mib") for who in ("peer", "fastmlip")]
+        if all(peaks):
+            columns = f"{peaks[0]:8.0f} MiB {peaks[1]:7.0f} MiB"
+            write(f"{group:44s} {columns} {peaks[0] / peaks[1]:5.1f}x")
+        else:
             peer, ours = (rows[who].stats.median for who in ("peer", "fastmlip"))
             note = rows["fastmlip"].extra_info.get("note", "")
             write(
