@@ -4,6 +4,7 @@ import copy
 
 import pytest
 from hydra.utils import get_method
+from nequip.utils.global_state import set_global_state
 from nequip.utils.test import set_irreps_debug
 from nequip.utils.unittests.conftest import *  # noqa: F403  (its fixtures)
 from nequip.utils.unittests.model_tests_ase_integration import ASEIntegrationMixin
@@ -26,6 +27,13 @@ CONFIG = {
     "per_type_energy_scales": {"H": 1.0, "C": 1.2, "O": 0.8},
     "per_type_energy_shifts": {"H": 0.3, "C": 1.4, "O": 1.7},
 }
+
+
+@pytest.fixture(scope="module", params=["float32", "float64"])
+def model_dtype(request):
+    """NequIP's own skips every test unless the default dtype is float64 when it is first asked."""
+    set_global_state(allow_tf32=False)
+    return request.param
 
 
 @pytest.fixture(scope="module")
