@@ -22,8 +22,9 @@ if X86:
     ISAS["avx2"] = (32, ["-mavx2", "-mfma"])
     ISAS["avx512"] = (64, ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"])
     ISAS["avx512"][1].append("-mprefer-vector-width=512")
-KERNELS = ["tensor_product_conv"]
-PLAIN = ["edge_order"]
+PLAIN = {"edge_order"}  # has no vectors: compiled once
+KERNELS = sorted({path.stem for path in ROOT.glob("csrc/*.cpp")} - PLAIN)
+TORCH = sorted(path.stem for path in ROOT.glob("csrc/torch/*.cpp"))
 TORCH_ABI = "0x020b000000000000"  # the oldest torch that this binary serves: 2.11
 
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall"]
@@ -39,8 +40,8 @@ class NinjaBuild(build_ext):
         torch_flags = [f"-isystem {path}" for path in include_paths()]
         torch_flags += [f"-DTORCH_TARGET_VERSION={TORCH_ABI}", "-D_GLIBCXX_USE_CXX11_ABI=1"]
         torch_flags += ["-DFASTMLIP_X86"] if X86 else []
-        units = [("register", "register", torch_flags)]
-        units += [(name, name, []) for name in PLAIN]
+        units = [(f"torch_{name}", f"torch/{name}", torch_flags) for name in TORCH]
+        units += [(name, name, []) for name in sorted(PLAIN)]
         for kernel in KERNELS:
             for isa, (vector_bytes, flags) in ISAS.items():
                 defines = [f"-DFASTMLIP_ISA={isa}", f"-DFASTMLIP_VECTOR_BYTES={vector_bytes}"]

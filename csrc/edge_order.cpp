@@ -1,8 +1,7 @@
 // Edges in receiver order and in sender order by stable counting sorts; plain C++.
-// fastmlip/ops/edge_order.py describes the table.
-#include <numeric>
+#include "edge_order.h"
 
-#include "tensor_product_conv.h"
+#include <numeric>
 
 namespace fastmlip {
 namespace {
@@ -47,8 +46,8 @@ int64_t count(const Index* key, int64_t num_nodes, int64_t num_edges, int64_t* p
 
 template <class Index>
 const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, int64_t num_edges,
-                       int64_t* order, int64_t* bad_position) {
-  int64_t *dst_ptr = order, *src_ptr = dst_ptr + num_nodes + 1, *dst_edge = src_ptr + num_nodes + 1;
+                       int64_t* table, int64_t* bad_position) {
+  int64_t *dst_ptr = table, *src_ptr = dst_ptr + num_nodes + 1, *dst_edge = src_ptr + num_nodes + 1;
   int64_t *dst_src = dst_edge + num_edges, *src_edge = dst_src + num_edges,
           *src_dst = src_edge + num_edges;
   bool dst_sorted, src_sorted;

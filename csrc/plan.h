@@ -138,14 +138,6 @@ void unpack_block(const PackedBlock& b, const T* packed, T* row) {
     for (int m = 0; m < dim; ++m) to[u * dim + m] = from[m * b.padded + u];
 }
 
-// Runs part(0) .. part(parts - 1) through the caller's threads.
-template <class F>
-void run(ParallelFor parallel_for, int64_t parts, const F& part) {
-  if (parts == 1) return part(0);
-  parallel_for(
-      parts, [](int64_t i, void* f) { (*static_cast<const F*>(f))(i); }, const_cast<F*>(&part));
-}
-
 // f(integral_constant<int, d>), with 0 for a dimension that has no kernel of its own.
 template <class F>
 void with_dim(int d, const F& f) {

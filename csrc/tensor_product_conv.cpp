@@ -191,11 +191,8 @@ void send_any(const Tensors<T>& t, const EdgeOrder& order, const int64_t* tables
 
 }  // namespace
 
-#define FASTMLIP_STRING_(name) #name
-#define FASTMLIP_STRING(name) FASTMLIP_STRING_(name)
-
-extern const Kernels kernels;
-const Kernels kernels = {FASTMLIP_STRING(FASTMLIP_ISA), receive_any<float>, receive_any<double>,
-                         send_any<float>, send_any<double>};
+extern const TensorProductConv tensor_product_conv;
+const TensorProductConv tensor_product_conv = {receive_any<float>, receive_any<double>,
+                                               send_any<float>, send_any<double>};
 
 }  // namespace fastmlip::FASTMLIP_ISA

@@ -3,13 +3,10 @@
 
 #include <cstdint>
 
-namespace fastmlip {
+#include "edge_order.h"
+#include "parallel.h"
 
-// One edge list in both orders; see fastmlip/ops/edge_order.py.
-struct EdgeOrder {
-  int64_t num_nodes, num_edges;
-  const int64_t *dst_ptr, *src_ptr, *dst_edge, *dst_src, *src_edge, *src_dst;
-};
+namespace fastmlip {
 
 // Header of the table that fastmlip/problem.py writes, then its rows.
 struct Header {
@@ -33,11 +30,7 @@ struct Tensors {
   T *out, *dx, *da, *dw;
 };
 
-// Runs f(part, context) for part = 0 .. parts - 1, on any number of threads.
-using ParallelFor = void (*)(int64_t parts, void (*f)(int64_t, void*), void* context);
-
-struct Kernels {
-  const char* isa;
+struct TensorProductConv {
   // out (forward), or with directions hx, ha, hw the sum of the three forwards they give.
   void (*receive_f32)(const Tensors<float>&, const EdgeOrder&, const int64_t* tables, ParallelFor,
                       int64_t threads);
@@ -49,13 +42,5 @@ struct Kernels {
   void (*send_f64)(const Tensors<double>&, const EdgeOrder&, const int64_t* tables, ParallelFor,
                    int64_t threads);
 };
-
-const Kernels& kernels();  // the best the processor runs, chosen once (FASTMLIP_ISA overrides)
-
-// Fills `order`; returns nullptr, or the name of the argument with an index out of range and
-// where it stands. Index is int32_t or int64_t.
-template <class Index>
-const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, int64_t num_edges,
-                       int64_t* order, int64_t* bad_position);
 
 }  // namespace fastmlip

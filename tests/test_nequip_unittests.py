@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from hydra.utils import get_method
 from nequip.utils.global_state import set_global_state
 from nequip.utils.test import set_irreps_debug
@@ -29,10 +30,17 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module", params=["float32", "float64"])
-def model_dtype(request):
-    """NequIP's own skips every test unless the default dtype is float64 when it is first asked."""
+@pytest.fixture(scope="session", autouse=True)
+def default_dtype():
+    """NequIP's own sets float64 only in a process that no other test has used NequIP in."""
     set_global_state(allow_tf32=False)
+    torch.set_default_dtype(torch.float64)  # until nequip_state ends with this module
+    return torch.float64
+
+
+@pytest.fixture(scope="session", params=["float32", "float64"])
+def model_dtype(request, default_dtype):
+    """NequIP's own skips every test unless the default dtype is float64 when it is first asked."""
     return request.param
 
 

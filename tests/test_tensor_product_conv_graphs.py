@@ -14,7 +14,7 @@ from fastmlip.testing import (
     make_inputs,
     poison_empty,
 )
-from fastmlip.testing.cases import nequip_case
+from fastmlip.testing.cases.tensor_product_conv import nequip_case
 
 OP = OPERATORS["tensor_product_conv"]
 CASE = OP.cases["odd-multiplicities"]

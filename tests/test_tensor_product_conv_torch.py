@@ -10,7 +10,7 @@ from e3nn.o3 import Irreps
 
 from fastmlip import nn, use_backend
 from fastmlip.testing import OPERATORS, Case, Inputs, assert_close, make_inputs
-from fastmlip.testing.cases import nequip_case
+from fastmlip.testing.cases.tensor_product_conv import nequip_case
 
 OP = OPERATORS["tensor_product_conv"]
 TINY: dict[str, Case] = {

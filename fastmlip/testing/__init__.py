@@ -1,9 +1,10 @@
 """The one table of cases and the one comparator: tests and benchmarks iterate the same rows.
 
-A new operator is one :class:`~fastmlip.testing.cases.Operator` in ``OPERATORS``.
+A new operator is one file in ``cases`` and one row in ``OPERATORS``.
 """
 
-from fastmlip.testing.cases import NEQUIP_PRESETS, OPERATORS, Case, Inputs, Operator, make_inputs
+from fastmlip.testing.cases import OPERATORS, Operator
+from fastmlip.testing.cases.tensor_product_conv import NEQUIP_PRESETS, Case, Inputs, make_inputs
 from fastmlip.testing.compare import (
     TOLERANCES,
     Derivative,

@@ -1,4 +1,4 @@
-"""The table of cases: irreps that users run, and irreps made to break kernels.
+"""Irreps that users run, and irreps made to break kernels.
 
 ``OPERATORS["tensor_product_conv"].cases["nequip-L-hidden"]`` is one row; ``.problem`` describes it,
 ``.e3nn()`` is the same product as e3nn computes it, and :func:`make_inputs` draws its operands.
@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -14,9 +13,9 @@ from typing import NamedTuple
 import torch
 from e3nn.o3 import Irreps, TensorProduct
 
-from fastmlip.ops import tensor_product_conv as _tensor_product_conv
-from fastmlip.ops.tensor_product_conv import reference as _reference
+from fastmlip.ops.tensor_product_conv import reference, tensor_product_conv
 from fastmlip.problem import TensorProductProblem
+from fastmlip.testing.cases.operator import Operator
 
 # num_features of nequip.model.nequip_models._NEQUIP_GNN_PRESETS (parity False, 32 type features)
 NEQUIP_PRESETS = {
@@ -195,16 +194,4 @@ TENSOR_PRODUCTS: dict[str, Case] = {
     "none-path": Case(*_WEIGHTED, irrep_normalization="none", path_normalization="path"),
 }  # fmt: skip
 
-
-class Operator(NamedTuple):
-    """``op(*inputs, problem)`` and ``reference(*inputs, problem)`` on ``make_inputs(case)``."""
-
-    op: Callable[..., torch.Tensor]
-    reference: Callable[..., torch.Tensor]
-    make_inputs: Callable[..., Inputs]
-    cases: dict[str, Case]
-
-
-OPERATORS = {
-    "tensor_product_conv": Operator(_tensor_product_conv, _reference, make_inputs, TENSOR_PRODUCTS),
-}
+OPERATOR = Operator(tensor_product_conv, reference, make_inputs, TENSOR_PRODUCTS)

@@ -1,0 +1,33 @@
+// One edge list in both orders; fastmlip/ops/edge_order.py describes the table.
+#pragma once
+
+#include <cstdint>
+
+namespace fastmlip {
+
+struct EdgeOrder {
+  int64_t num_nodes, num_edges;
+  const int64_t *dst_ptr, *src_ptr, *dst_edge, *dst_src, *src_edge, *src_dst;
+
+  EdgeOrder(const int64_t* table, int64_t num_nodes, int64_t num_edges)
+      : num_nodes(num_nodes),
+        num_edges(num_edges),
+        dst_ptr(table),
+        src_ptr(dst_ptr + num_nodes + 1),
+        dst_edge(src_ptr + num_nodes + 1),
+        dst_src(dst_edge + num_edges),
+        src_edge(dst_src + num_edges),
+        src_dst(src_edge + num_edges) {}
+
+  static int64_t size(int64_t num_nodes, int64_t num_edges) {
+    return 2 * (num_nodes + 1) + 4 * num_edges;
+  }
+};
+
+// Fills the table; returns nullptr, or the name of the argument with an index out of range and
+// where it stands. Index is int32_t or int64_t.
+template <class Index>
+const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, int64_t num_edges,
+                       int64_t* table, int64_t* bad_position);
+
+}  // namespace fastmlip

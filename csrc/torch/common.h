@@ -1,0 +1,48 @@
+// What the operators' torch files share. Files in this folder alone know torch; they use the
+// LibTorch stable ABI, so one binary serves every torch from 2.11 on.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "../edge_order.h"
+#include "../isa.h"
+#include "../memory.h"
+#include "../parallel.h"
+
+namespace fastmlip {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void parallel_for(int64_t parts, void (*f)(int64_t, void*), void* context) {
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) f(part, context);
+  });
+}
+
+// The operators' Python pages check what users pass. Compiled models call the C++ operators
+// without them, so these check again what could read or write out of bounds.
+inline void expect(bool ok, const std::string& what) {
+  if (!ok) throw std::runtime_error("fastmlip: " + what);
+}
+
+inline void expect_shape(const char* name, const Tensor& t, int64_t rows, int64_t columns) {
+  expect(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns,
+         std::string(name) + ": expected shape [" + std::to_string(rows) + ", " +
+             std::to_string(columns) + "]");
+}
+
+inline Tensor packed(const Tensor& t) { return torch::stable::contiguous(t); }
+
+inline Tensor empty_as(const Tensor& t) {
+  Tensor result = torch::stable::new_empty(t, t.sizes());
+  ask_for_huge_pages(result.data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
+}  // namespace fastmlip

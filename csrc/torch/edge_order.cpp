@@ -1,0 +1,40 @@
+// fastmlip::edge_order_cpu
+#include "common.h"
+
+namespace fastmlip {
+namespace {
+
+Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t num_nodes) {
+  const int64_t num_edges = edge_dst.size(0);
+  const Tensor dst = packed(edge_dst), src = packed(edge_src);
+  Tensor order =
+      torch::stable::new_empty(dst, {EdgeOrder::size(num_nodes, num_edges)}, ScalarType::Long);
+  int64_t* table = order.mutable_data_ptr<int64_t>();
+  int64_t position = 0;
+  const bool narrow = dst.scalar_type() == ScalarType::Int;
+  const char* bad = narrow
+                        ? edge_order(dst.const_data_ptr<int32_t>(), src.const_data_ptr<int32_t>(),
+                                     num_nodes, num_edges, table, &position)
+                        : edge_order(dst.const_data_ptr<int64_t>(), src.const_data_ptr<int64_t>(),
+                                     num_nodes, num_edges, table, &position);
+  if (bad) {
+    const Tensor& index = std::string(bad) == "edge_dst" ? dst : src;
+    const int64_t value = narrow ? index.const_data_ptr<int32_t>()[position]
+                                 : index.const_data_ptr<int64_t>()[position];
+    throw std::runtime_error(
+        std::string(bad) + "[" + std::to_string(position) + "] = " + std::to_string(value) +
+        " is out of range: expected 0 <= index < " + std::to_string(num_nodes) + ", the rows of x");
+  }
+  return order;
+}
+
+}  // namespace
+}  // namespace fastmlip
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
+  m.def("edge_order_cpu(Tensor edge_dst, Tensor edge_src, SymInt num_nodes) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {
+  m.impl("edge_order_cpu", TORCH_BOX(&fastmlip::edge_order_cpu));
+}
