@@ -15,6 +15,8 @@
 // Second order (directions hx, ha, hw; M' made from ha, y' = M' g) replaces
 //       w x -> w hx + hw x with M, plus w x with M'            (receive)
 //       dx -> w y' + hw y,  dw -> sum x y' + hx y,  Q -> sum (w hx + hw x) g    (send)
+#include <atomic>
+
 #include "paths.h"
 
 namespace fastmlip::FASTMLIP_ISA {
@@ -22,12 +24,32 @@ namespace {
 
 // ------------------------------------------------------------------ the two passes
 
-// Parts of about equal numbers of edges; which part a node falls in changes nothing it computes.
-int64_t part_begin(const int64_t* ptr, int64_t num_nodes, int64_t part, int64_t parts) {
-  if (part == parts) return num_nodes;
-  const int64_t edge = ptr[num_nodes] / parts * part;
-  return part == 0 ? 0 : std::lower_bound(ptr, ptr + num_nodes, edge) - ptr;
-}
+// Ranges of nodes with about equal numbers of edges, dealt out to threads as they come free, so
+// that a thread which wakes late or is slow holds nobody up. Which thread a node falls to changes
+// nothing that is computed.
+class Parts {
+ public:
+  Parts(const int64_t* ptr, int64_t num_nodes, int64_t threads)
+      : ptr_(ptr), num_nodes_(num_nodes), parts_(threads == 1 ? 1 : 8 * threads) {}
+
+  bool take(int64_t* begin, int64_t* end) {
+    const int64_t part = next_.fetch_add(1, std::memory_order_relaxed);
+    *begin = node(part);
+    *end = node(part + 1);
+    return part < parts_;
+  }
+
+ private:
+  int64_t node(int64_t part) const {
+    if (part == 0) return 0;
+    if (part >= parts_) return num_nodes_;
+    return std::lower_bound(ptr_, ptr_ + num_nodes_, ptr_[num_nodes_] * part / parts_) - ptr_;
+  }
+
+  const int64_t* ptr_;
+  const int64_t num_nodes_, parts_;
+  std::atomic<int64_t> next_{0};
+};
 
 template <class T>
 Buffer<T> pack_rows(const std::vector<PackedBlock>& blocks, int dim, int packed, const T* rows,
@@ -106,26 +128,27 @@ void receive_pass(const Tensors<T>& t, const EdgeOrder& order, const int64_t* ta
     return pack_rows(plan.blocks1, plan.dim1, plan.packed1, rows, nodes, parallel_for, threads);
   };
   const Buffer<T> x = pack_in1(t.x), hx = kSecond ? pack_in1(t.hx) : nullptr;
-  auto part = [&](int64_t i) {
+  auto receive_node = [&](Scratch<T>& scratch, int64_t n, T* sum) {
+    std::fill_n(sum, plan.packed3, T(0));
+    for (int64_t k = order.dst_ptr[n]; k < order.dst_ptr[n + 1]; k += kLanes<T>) {
+      const int count = int(std::min<int64_t>(kLanes<T>, order.dst_ptr[n + 1] - k));
+      scratch.fill(plan, t, order.dst_edge + k, order.dst_src + k, count, order.num_edges - k,
+                   x.get(), hx.get(), plan.packed1);
+      for (const PlanPath<T>& path : plan.paths) {
+        make_matrix(path, scratch.group.attr, scratch.group.matrix);
+        if (kSecond) make_matrix(path, scratch.group.attr2, scratch.group.matrix2);
+        receive<T, kSecond>(path, scratch.group, sum);
+      }
+    }
+    unpack(plan.blocks3, sum, t.out + n * plan.dim3);
+  };
+  Parts parts(order.dst_ptr, nodes, threads);
+  run(parallel_for, threads, [&](int64_t) {
     Scratch<T> scratch(plan);
     const Buffer<T> sum = allocate<T>(plan.packed3);
-    const int64_t end = part_begin(order.dst_ptr, nodes, i + 1, threads);
-    for (int64_t n = part_begin(order.dst_ptr, nodes, i, threads); n < end; ++n) {
-      std::fill_n(sum.get(), plan.packed3, T(0));
-      for (int64_t k = order.dst_ptr[n]; k < order.dst_ptr[n + 1]; k += kLanes<T>) {
-        const int count = int(std::min<int64_t>(kLanes<T>, order.dst_ptr[n + 1] - k));
-        scratch.fill(plan, t, order.dst_edge + k, order.dst_src + k, count, order.num_edges - k,
-                     x.get(), hx.get(), plan.packed1);
-        for (const PlanPath<T>& path : plan.paths) {
-          make_matrix(path, scratch.group.attr, scratch.group.matrix);
-          if (kSecond) make_matrix(path, scratch.group.attr2, scratch.group.matrix2);
-          receive<T, kSecond>(path, scratch.group, sum.get());
-        }
-      }
-      unpack(plan.blocks3, sum.get(), t.out + n * plan.dim3);
-    }
-  };
-  run(parallel_for, threads, part);
+    for (int64_t begin, end; parts.take(&begin, &end);)
+      for (int64_t n = begin; n < end; ++n) receive_node(scratch, n, sum.get());
+  });
 }
 
 template <class T, bool kSecond>
@@ -139,7 +162,6 @@ void send_pass(const Tensors<T>& t, const EdgeOrder& order, const int64_t* table
   const Buffer<T> grad = pack_all(plan.blocks3, plan.dim3, plan.packed3, t.grad);
   const Buffer<T> x = pack_all(plan.blocks1, plan.dim1, plan.packed1, t.x);
   const Buffer<T> hx = kSecond ? pack_all(plan.blocks1, plan.dim1, plan.packed1, t.hx) : nullptr;
-  const Buffer<T> dx = allocate<T>(threads * plan.packed1);  // one row per thread
 
   auto send_node = [&](Scratch<T>& scratch, int64_t n, T* dx_row) {
     const int64_t row = n * plan.packed1;
@@ -163,18 +185,19 @@ void send_pass(const Tensors<T>& t, const EdgeOrder& order, const int64_t* table
     }
   };
 
-  auto part = [&](int64_t i) {
+  Parts parts(order.src_ptr, nodes, threads);
+  run(parallel_for, threads, [&](int64_t) {
     Scratch<T> scratch(plan);
-    const int64_t end = part_begin(order.src_ptr, nodes, i + 1, threads);
-    for (int64_t n = part_begin(order.src_ptr, nodes, i, threads); n < end; ++n) {
-      T* dx_row = dx.get() + i * plan.packed1;
-      std::fill_n(dx_row, plan.packed1, T(0));
-      send_node(scratch, n, dx_row);
-      unpack(plan.blocks1, dx_row, t.dx + n * plan.dim1);
+    const Buffer<T> dx = allocate<T>(plan.packed1);
+    for (int64_t begin, end; parts.take(&begin, &end);) {
+      for (int64_t n = begin; n < end; ++n) {
+        std::fill_n(dx.get(), plan.packed1, T(0));
+        send_node(scratch, n, dx.get());
+        unpack(plan.blocks1, dx.get(), t.dx + n * plan.dim1);
+      }
     }
     finish_streams();
-  };
-  run(parallel_for, threads, part);
+  });
 }
 
 template <class T>
