@@ -39,10 +39,15 @@ def load_extension() -> str | None:
     return None
 
 
+# read once: torch.compile traces `choose`
+_no_cpp = load_extension()
+_triton_installed = importlib.util.find_spec("triton") is not None
+
+
 @cache
 def triton_missing() -> str | None:
     """Why Triton kernels cannot be launched here, or None where they can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _triton_installed:
         return "Triton is not installed"
     if interpreting():
         return None
@@ -73,7 +78,7 @@ _asked = _checked(os.environ.get("FASTMLIP_BACKEND", "auto"), "FASTMLIP_BACKEND"
 def use_backend(name: str) -> Iterator[None]:
     """Run the operators of a ``with`` block on one backend: ``cpp``, ``triton`` or ``reference``.
 
-    A graph that ``torch.compile`` or export traced inside the block keeps that backend.
+    A graph that was exported inside the block keeps that backend.
 
     Raises:
         ValueError: unknown name.
@@ -91,8 +96,8 @@ def choose(x: torch.Tensor) -> str:
     """The backend for operands like ``x``: never a silent change of one that was named."""
     if _asked == "auto":
         if x.is_cpu:
-            return "reference" if load_extension() else "cpp"
-        return "triton" if x.is_cuda and not triton_missing() else "reference"
+            return "reference" if _no_cpp else "cpp"
+        return "triton" if x.is_cuda and _triton_installed else "reference"
     if _asked == "cpp" and not x.is_cpu:
         raise BackendUnavailableError(f"backend 'cpp' runs on cpu tensors, got one on {x.device}")
     if _asked == "triton" and x.is_cpu and not interpreting():
@@ -105,7 +110,7 @@ def choose(x: torch.Tensor) -> str:
 def info() -> dict[str, str]:
     """What runs where, and why: one entry per question, ready to print."""
     no_cpp, no_triton = load_extension(), triton_missing()
-    triton = importlib.util.find_spec("triton") and importlib.metadata.version("triton")
+    triton = importlib.metadata.version("triton") if _triton_installed else None
     return {
         "fastmlip": importlib.metadata.version("fastmlip"),
         "torch": torch.__version__,

@@ -57,6 +57,7 @@ def test_a_missing_backend_asked_for_by_name_is_an_error_with_the_reason(name, m
         monkeypatch.setattr(backend, missing, lambda: "it is simulated to be missing")
     with pytest.raises(BackendUnavailableError, match=f"'{name}'.*simulated to be missing"):
         use_backend(name).__enter__()
+    monkeypatch.setattr(backend, "_no_cpp", "it is simulated to be missing")
     assert backend.choose(torch.zeros(1)) == "reference"
 
 

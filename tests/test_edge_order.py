@@ -31,7 +31,7 @@ def test_order_matches_the_reference(graph, dtype, backend):
         order = edge_order(edge_dst, edge_src, nodes)
     assert order.dtype == torch.int64
     assert torch.equal(order, reference(edge_dst, edge_src, nodes))
-    torch.library.opcheck(edge_order, (edge_dst, edge_src, nodes))
+    torch.library.opcheck(torch.ops.fastmlip.edge_order_cpu, (edge_dst, edge_src, nodes))
 
 
 @settings(max_examples=150, deadline=None)

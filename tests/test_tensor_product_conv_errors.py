@@ -104,7 +104,7 @@ def test_a_product_without_paths_is_zero():
 
 def _raw(changes):
     tables = CASE.problem.tables()
-    order = torch.ops.fastmlip.edge_order(GOOD["edge_dst"], GOOD["edge_src"], 3)
+    order = torch.ops.fastmlip.edge_order_cpu(GOOD["edge_dst"], GOOD["edge_src"], 3)
     operands = {"x": GOOD["x"], "a": GOOD["edge_attr"], "w": GOOD["edge_weight"]}
     operands |= {"order": order, "tables": tables} | changes
     return operands
@@ -128,4 +128,6 @@ RAW_BAD = {
 def test_the_raw_operator_checks_what_it_would_read(name):
     """No Python check stands before it in an AOTInductor package."""
     with pytest.raises(RuntimeError):
-        torch.ops.fastmlip.tensor_product_conv(*_raw(RAW_BAD[name]).values(), CASE.problem.key)
+        torch.ops.fastmlip.tensor_product_conv_cpu(
+            *_raw(RAW_BAD[name]).values(), CASE.problem.dim_out
+        )

@@ -46,9 +46,8 @@ class Hopper:
 
 
 @pytest.fixture
-def exported(monkeypatch):
+def exported():
     """The ladder exported on fake cuda tensors, in float32, N, E and the length of order free."""
-    monkeypatch.setattr(backend, "triton_missing", lambda: None)
     clebsch_gordan.cache_clear()  # as in a fresh process, where tracing comes first
     nodes, edges, free = 7, 20, {0: Dim.DYNAMIC}
     with FakeTensorMode(), warnings.catch_warnings():

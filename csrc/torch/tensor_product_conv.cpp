@@ -117,20 +117,20 @@ Tensor forward_cpu(const Tensor& x, const Tensor& a, const Tensor& w, const Tens
 
 std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& g, const Tensor& x, const Tensor& a,
                                                 const Tensor& w, const Tensor& order,
-                                                const Tensor& tables) {
-  expect_shape("grad", g, x.size(0), check(x, a, w, order, tables));
+                                                const Tensor& tables, int64_t dim_out) {
+  expect(check(x, a, w, order, tables) == dim_out, "dim_out: not the columns of this problem");
+  expect_shape("grad", g, x.size(0), dim_out);
   const Operands in{packed(x), packed(a), packed(w), packed(g), {}, {}, {}};
   Tensor dx = empty_as(in.x), da = empty_as(in.a), dw = empty_as(in.w);
   send(in, order, tables, dx, da, dw);
   return {dx, da, dw};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward_cpu(const Tensor& hx, const Tensor& ha,
-                                                               const Tensor& hw, const Tensor& g,
-                                                               const Tensor& x, const Tensor& a,
-                                                               const Tensor& w, const Tensor& order,
-                                                               const Tensor& tables) {
-  expect_shape("grad", g, x.size(0), check(x, a, w, order, tables));
+std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward_cpu(
+    const Tensor& hx, const Tensor& ha, const Tensor& hw, const Tensor& g, const Tensor& x,
+    const Tensor& a, const Tensor& w, const Tensor& order, const Tensor& tables, int64_t dim_out) {
+  expect(check(x, a, w, order, tables) == dim_out, "dim_out: not the columns of this problem");
+  expect_shape("grad", g, x.size(0), dim_out);
   expect_shape("hx", hx, x.size(0), x.size(1));
   expect_shape("ha", ha, a.size(0), a.size(1));
   expect_shape("hw", hw, w.size(0), w.size(1));
@@ -147,17 +147,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward_cpu(const Tensor& hx,
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
       "tensor_product_conv_cpu(Tensor x, Tensor edge_attr, Tensor edge_weight, Tensor order, "
-      "Tensor tables, "
-      "SymInt dim_out) -> Tensor");
+      "Tensor tables, SymInt dim_out) -> Tensor");
   m.def(
       "tensor_product_conv_backward_cpu(Tensor grad, Tensor x, Tensor edge_attr, Tensor "
-      "edge_weight, Tensor order, "
-      "Tensor tables) -> (Tensor, Tensor, Tensor)");
+      "edge_weight, Tensor order, Tensor tables, SymInt dim_out) -> (Tensor, Tensor, Tensor)");
   m.def(
       "tensor_product_conv_double_backward_cpu(Tensor hx, Tensor ha, Tensor hw, Tensor grad, "
-      "Tensor x, "
-      "Tensor edge_attr, Tensor edge_weight, Tensor order, Tensor tables) -> (Tensor, Tensor, "
-      "Tensor, Tensor)");
+      "Tensor x, Tensor edge_attr, Tensor edge_weight, Tensor order, Tensor tables, SymInt "
+      "dim_out) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {

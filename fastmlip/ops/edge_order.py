@@ -43,12 +43,13 @@ def reference(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) ->
     return torch.cat([*pointers, by_dst, dst_src, by_src, src_dst])
 
 
-def _assert_in_range(index: torch.Tensor, name: str, num_nodes: int) -> None:
-    message = f"{name}: every entry must lie in [0, x.size(0)), the rows of x"
-    torch._assert_async(((index >= 0) & (index < num_nodes)).all(), message)
+def check_range(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) -> None:
+    """Raise for an index outside ``[0, num_nodes)``; on a GPU when the device next synchronises."""
+    for name, index in (("edge_dst", edge_dst), ("edge_src", edge_src)):
+        message = f"{name}: every entry must lie in [0, x.size(0)), the rows of x"
+        torch._assert_async(((index >= 0) & (index < num_nodes)).all(), message)
 
 
-@torch.library.triton_op("fastmlip::edge_order", mutates_args=())
 def edge_order(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) -> torch.Tensor:
     """``[2 (N + 1) + 4 E]`` int64 table of this page, from int32 or int64 ``[E]`` indices.
 
@@ -58,8 +59,7 @@ def edge_order(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) -
     """
     if backend.choose(edge_dst) == "cpp":
         return torch.ops.fastmlip.edge_order_cpu(edge_dst, edge_src, num_nodes)
-    _assert_in_range(edge_dst, "edge_dst", num_nodes)
-    _assert_in_range(edge_src, "edge_src", num_nodes)
+    check_range(edge_dst, edge_src, num_nodes)
     return reference(edge_dst, edge_src, num_nodes)
 
 

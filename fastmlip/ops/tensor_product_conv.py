@@ -15,19 +15,23 @@ and g, every derivative is a sum of partial derivatives of L::
     double backward  d/d(x, a, w, g) of  L(hx, a, w, g) + L(x, ha, w, g) + L(x, a, hw, g)
     beyond           composed of the two above and the forward
 
-Each rung is an operator with a fake and an autograd formula that calls the next rung. Sums over
-edges run in the fixed order of :mod:`fastmlip.ops.edge_order`: the result is the same bits in
-every run and for any number of threads.
+Each rung is an operator with a fake and an autograd formula that calls the next rung. The C++
+operators of ``csrc/torch/tensor_product_conv.cpp`` and the Triton operators of this page share the
+formulas; the reference is differentiated by torch. Sums over edges run in the fixed order of
+:mod:`fastmlip.ops.edge_order`: the result is the same bits in every run and for any number of
+threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations
+from typing import Any
 
 import torch
 
 from fastmlip import backend
-from fastmlip.ops.edge_order import EdgeOrder
+from fastmlip.ops.edge_order import check_range, edge_order
 from fastmlip.problem import TensorProductProblem
 
 Tensor = torch.Tensor
@@ -71,10 +75,19 @@ def tensor_product_conv(
         )
         common = torch.promote_types(common, torch.float32)
         x, edge_attr, edge_weight = x.to(common), edge_attr.to(common), edge_weight.to(common)
-    order = torch.ops.fastmlip.edge_order(edge_dst, edge_src, x.shape[0])
-    out = torch.ops.fastmlip.tensor_product_conv(
-        x, edge_attr, edge_weight, order, tables, problem.key
-    )
+    which = backend.choose(x)
+    if which == "reference":
+        check_range(edge_dst, edge_src, x.shape[0])
+        return reference(x, edge_attr, edge_weight, edge_dst, edge_src, problem).to(dtype)
+    order = edge_order(edge_dst, edge_src, x.shape[0])
+    if which == "cpp":
+        out = torch.ops.fastmlip.tensor_product_conv_cpu(
+            x, edge_attr, edge_weight, order, tables, problem.dim_out
+        )
+    else:
+        out = torch.ops.fastmlip.tensor_product_conv(
+            x, edge_attr, edge_weight, order, tables, problem.key
+        )
     return out.to(dtype)
 
 
@@ -154,68 +167,17 @@ def _paths(x, edge_attr, edge_weight, problem):
         yield p, xs, a, w, torch.tensor(cg, dtype=x.dtype, device=x.device)
 
 
-def _reference_forward(x, a, w, order, problem) -> Tensor:
-    parts = EdgeOrder(order, x.shape[0], a.shape[0])
-    return reference(x, a, w, parts.edge_dst(), parts.edge_src(), problem)
-
-
-def _reference_backward(g, x, a, w, order, problem) -> tuple[Tensor, Tensor, Tensor]:
-    """dL/dx, dL/da, dL/dw, written out, because an operator's body has no autograd of its own."""
-    parts = EdgeOrder(order, x.shape[0], a.shape[0])
-    edge_dst, edge_src = parts.edge_dst(), parts.edge_src()
-    dx, da, dw = torch.zeros_like(x), torch.zeros_like(a), torch.zeros_like(w)
-    for p, xs, ap, wp, cg in _paths(x, a, w, problem):
-        columns1 = slice(p.in1_offset, p.in1_offset + p.mul * p.d1)
-        columns2 = slice(p.in2_offset, p.in2_offset + p.d2)
-        columns3 = slice(p.out_offset, p.out_offset + p.mul * p.d3)
-        xe = xs[edge_src]
-        ge = g[:, columns3].unflatten(1, (p.mul, p.d3))[edge_dst]
-        message = torch.einsum("abc,euc,eb,eu->eua", cg, ge, ap, wp)
-        dx[:, columns1] = dx[:, columns1].index_add(0, edge_src, message.flatten(1))
-        da[:, columns2] += torch.einsum("abc,eua,euc,eu->eb", cg, xe, ge, wp)
-        dw[:, p.weight_offset : p.weight_offset + p.mul] = torch.einsum(
-            "abc,eua,euc,eb->eu", cg, xe, ge, ap
-        )
-    return dx, da, dw
-
-
-def _reference_double_backward(hx, ha, hw, g, x, a, w, order, problem):
-    def backward(x, a, w):
-        return _reference_backward(g, x, a, w, order, problem)
-
-    from_hx, from_ha, from_hw = backward(hx, a, w), backward(x, ha, w), backward(x, a, hw)
-    gg = (
-        _reference_forward(hx, a, w, order, problem)
-        + _reference_forward(x, ha, w, order, problem)
-        + _reference_forward(x, a, hw, order, problem)
-    )
-    return (
-        gg,
-        from_ha[0] + from_hw[0],
-        from_hx[1] + from_hw[1],
-        from_hx[2] + from_ha[2],
-    )
-
-
-# ---------------------------------------------------------------- the operators
+# ---------------------------------------------------------------- the Triton operators
 
 
 @torch.library.triton_op("fastmlip::tensor_product_conv", mutates_args=())
 def _forward(
     x: Tensor, edge_attr: Tensor, edge_weight: Tensor, order: Tensor, tables: Tensor, problem: str
 ) -> Tensor:
-    which = backend.choose(x)
-    if which == "cpp":
-        dim_out = TensorProductProblem.from_key(problem).dim_out
-        return torch.ops.fastmlip.tensor_product_conv_cpu(
-            x, edge_attr, edge_weight, order, tables, dim_out
-        )
-    described = TensorProductProblem.from_key(problem)
-    if which == "triton":
-        from fastmlip.kernels import tensor_product_conv as kernels
+    from fastmlip.kernels import tensor_product_conv as kernels
 
-        return kernels.forward(x, edge_attr, edge_weight, order, described)
-    return _reference_forward(x, edge_attr, edge_weight, order, described)
+    described = TensorProductProblem.from_key(problem)
+    return kernels.forward(x, edge_attr, edge_weight, order, described)
 
 
 @torch.library.triton_op("fastmlip::tensor_product_conv_backward", mutates_args=())
@@ -224,17 +186,10 @@ def _backward(
     problem: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients with respect to x, edge_attr, edge_weight."""
-    which = backend.choose(x)
-    if which == "cpp":
-        return torch.ops.fastmlip.tensor_product_conv_backward_cpu(
-            grad, x, edge_attr, edge_weight, order, tables
-        )
-    described = TensorProductProblem.from_key(problem)
-    if which == "triton":
-        from fastmlip.kernels import tensor_product_conv as kernels
+    from fastmlip.kernels import tensor_product_conv as kernels
 
-        return kernels.backward(grad, x, edge_attr, edge_weight, order, described)
-    return _reference_backward(grad, x, edge_attr, edge_weight, order, described)
+    described = TensorProductProblem.from_key(problem)
+    return kernels.backward(grad, x, edge_attr, edge_weight, order, described)
 
 
 @torch.library.triton_op("fastmlip::tensor_product_conv_double_backward", mutates_args=())
@@ -243,83 +198,72 @@ def _double_backward(
     edge_weight: Tensor, order: Tensor, tables: Tensor, problem: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients with respect to grad, x, edge_attr, edge_weight."""
-    which = backend.choose(x)
-    if which == "cpp":
-        return torch.ops.fastmlip.tensor_product_conv_double_backward_cpu(
-            hx, ha, hw, grad, x, edge_attr, edge_weight, order, tables
-        )
+    from fastmlip.kernels import tensor_product_conv as kernels
+
     described = TensorProductProblem.from_key(problem)
-    operands = (hx, ha, hw, grad, x, edge_attr, edge_weight, order, described)
-    if which == "triton":
-        from fastmlip.kernels import tensor_product_conv as kernels
-
-        return kernels.double_backward(*operands)
-    return _reference_double_backward(*operands)
+    return kernels.double_backward(hx, ha, hw, grad, x, edge_attr, edge_weight, order, described)
 
 
-# ---------------------------------------------------------------- their derivatives
+# ---------------------------------------------------------------- derivatives of both
 
 
 def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
-    ctx.problem = next(value for value in inputs if isinstance(value, str))
+    *operands, problem = inputs
+    ctx.save_for_backward(*operands)
+    ctx.problem = problem
 
 
-def _forward_vjp(ctx, g):
-    x, a, w, order, tables = ctx.saved_tensors
-    dx, da, dw = torch.ops.fastmlip.tensor_product_conv_backward(
-        g, x, a, w, order, tables, ctx.problem
-    )
-    return dx, da, dw, None, None, None
+def _register_ladder(suffix: str) -> None:
+    """The autograd formulas of ``tensor_product_conv<suffix>`` and of its derivatives."""
+    name = "fastmlip::tensor_product_conv{}" + suffix
+
+    def rung(which: str) -> Callable:
+        return getattr(torch.ops.fastmlip, f"tensor_product_conv{which}{suffix}").default
+
+    forward, backward, double_backward = map(rung, ("", "_backward", "_double_backward"))
+
+    def forward_vjp(ctx, g):
+        dx, da, dw = backward(g, *ctx.saved_tensors, ctx.problem)
+        return dx, da, dw, None, None, None
+
+    def backward_vjp(ctx, hx, ha, hw):
+        grads = double_backward(hx, ha, hw, *ctx.saved_tensors, ctx.problem)
+        return *grads, None, None, None
+
+    def double_backward_vjp(ctx, kg, kx, ka, kw):
+        """S = sum over i of L with slot i replaced by h_i; so <k, dS> = sum over i != j of L with
+        slot i replaced by h_i and slot j by k_j, differentiated term by term."""
+        *operands, order, tables = ctx.saved_tensors
+        h = dict(zip("xaw", operands[:3], strict=True))
+        base = dict(zip("gxaw", operands[3:], strict=True))
+        k = {"g": kg, "x": kx, "a": ka, "w": kw}
+        grad_h = {slot: torch.zeros_like(value) for slot, value in h.items()}
+        grad_base = {slot: torch.zeros_like(value) for slot, value in base.items()}
+        for i, j in permutations("gxaw", 2):
+            if i == "g":
+                continue
+            g, x, a, w = (base | {i: h[i], j: k[j]}).values()
+            grads = backward(g, x, a, w, order, tables, ctx.problem)
+            partial = dict(zip("xaw", grads, strict=True))
+            partial["g"] = forward(x, a, w, order, tables, ctx.problem)
+            grad_h[i] = grad_h[i] + partial[i]
+            for slot in base:
+                if slot not in (i, j):
+                    grad_base[slot] = grad_base[slot] + partial[slot]
+        return *grad_h.values(), *grad_base.values(), None, None, None
+
+    formulas: dict[str, Callable[..., Any]] = {
+        "": forward_vjp,
+        "_backward": backward_vjp,
+        "_double_backward": double_backward_vjp,
+    }
+    for which, formula in formulas.items():
+        torch.library.register_autograd(name.format(which), formula, setup_context=_save)
 
 
-def _backward_vjp(ctx, hx, ha, hw):
-    g, x, a, w, order, tables = ctx.saved_tensors
-    gg, gx, ga, gw = torch.ops.fastmlip.tensor_product_conv_double_backward(
-        hx, ha, hw, g, x, a, w, order, tables, ctx.problem
-    )
-    return gg, gx, ga, gw, None, None, None
-
-
-def _double_backward_vjp(ctx, kg, kx, ka, kw):
-    """S = sum over i of L with slot i replaced by h_i; so <k, dS> = sum over i != j of L with slot
-    i replaced by h_i and slot j by k_j, differentiated term by term."""
-    *operands, order, tables = ctx.saved_tensors
-    h, base = (
-        dict(zip("xaw", operands[:3], strict=True)),
-        dict(zip("gxaw", operands[3:], strict=True)),
-    )
-    k = {"g": kg, "x": kx, "a": ka, "w": kw}
-    grad_h = {slot: torch.zeros_like(value) for slot, value in h.items()}
-    grad_base = {slot: torch.zeros_like(value) for slot, value in base.items()}
-    for i, j in permutations("gxaw", 2):
-        if i == "g":
-            continue
-        slots = base | {i: h[i], j: k[j]}
-        g, x, a, w = (slots[slot] for slot in "gxaw")
-        partial = dict(
-            zip(
-                "xaw",
-                torch.ops.fastmlip.tensor_product_conv_backward(
-                    g, x, a, w, order, tables, ctx.problem
-                ),
-                strict=True,
-            )
-        )
-        partial["g"] = torch.ops.fastmlip.tensor_product_conv(x, a, w, order, tables, ctx.problem)
-        grad_h[i] = grad_h[i] + partial[i]
-        for slot in base:
-            if slot not in (i, j):
-                grad_base[slot] = grad_base[slot] + partial[slot]
-    return *grad_h.values(), *grad_base.values(), None, None, None
-
-
-_forward.register_autograd(_forward_vjp, setup_context=_save)
-_backward.register_autograd(_backward_vjp, setup_context=_save)
-_double_backward.register_autograd(_double_backward_vjp, setup_context=_save)
-
-
-if backend.load_extension() is None:  # shapes of the C++ operators, for tracing
+_register_ladder("")
+if backend.load_extension() is None:
+    _register_ladder("_cpu")
 
     @torch.library.register_fake("fastmlip::tensor_product_conv_cpu")
     def _(x, edge_attr, edge_weight, order, tables, dim_out):
@@ -329,9 +273,9 @@ if backend.load_extension() is None:  # shapes of the C++ operators, for tracing
         return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors)
 
     @torch.library.register_fake("fastmlip::tensor_product_conv_backward_cpu")
-    def _(grad, x, edge_attr, edge_weight, order, tables):
+    def _(grad, x, edge_attr, edge_weight, order, tables, dim_out):
         return _like(x, edge_attr, edge_weight)
 
     @torch.library.register_fake("fastmlip::tensor_product_conv_double_backward_cpu")
-    def _(hx, ha, hw, grad, x, edge_attr, edge_weight, order, tables):
+    def _(hx, ha, hw, grad, x, edge_attr, edge_weight, order, tables, dim_out):
         return _like(grad, x, edge_attr, edge_weight)
