@@ -156,18 +156,18 @@ def test_moments_of_any_split_are_the_same(values, offset, cuts):
 
 
 def test_least_squares_is_exact_for_exact_data():
-    frames = make_frames(500, mean=0.0)
-    counts = compositions(frames)
+    counts = np.tile(compositions(make_frames(500, mean=0.0)), (20, 1))
     energies = counts @ (ATOMIC + 1e5)
     running = RunningLeastSquares(4)
-    for start in range(0, 500, 3):
+    for start in range(0, len(counts), 3):
         running.update(
             torch.tensor(counts[start : start + 3]), torch.tensor(energies[start : start + 3])
         )
+        assert running._num_waiting < 5000
     found, unknown = running.solve()
     np.testing.assert_allclose(found, ATOMIC + 1e5, rtol=1e-12)
     assert unknown.abs().max() < 1e-12
-    assert len(running._waiting) == 0 and len(running._factor) <= 5, "rows must not pile up"
+    assert len(running._factor) == 5, "rows must not pile up"
 
 
 def water(count=5):

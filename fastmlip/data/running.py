@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 
 Tensor = torch.Tensor
+MOST_ROWS = 4096  # rows of a least-squares problem that wait for the next factorisation
 MACHINE_EPSILON = torch.finfo(torch.float64).eps
 
 
 def sum_by(segment: Tensor, size: int, values: Tensor | None = None) -> Tensor:
     """Sums of ``values`` ``[n]`` (or, without them, counts) for each of ``size`` segments."""
-    total = torch.bincount(segment, weights=values, minlength=size)
-    return total.double()
+    return torch.bincount(segment, weights=values, minlength=size).double()
 
 
 class RunningMoments:
@@ -46,15 +46,21 @@ class RunningMoments:
     def update(self, values: Tensor, segment: Tensor | None = None) -> None:
         """Add ``values`` ``[n]``, each to the series ``segment[n]`` (all to one if not given)."""
         if segment is None:
-            segment = torch.zeros(len(values), dtype=torch.int64)
-        size = len(self.count)
-        count = sum_by(segment, size)
+            count = torch.tensor([float(len(values))], dtype=torch.float64)
+        else:
+            count = sum_by(segment, len(self.count))
         some = count.clamp(min=1)
-        origin = self.origin.where(self.count > 0, sum_by(segment, size, values) / some)
-        values = values - origin[segment]
-        mean = sum_by(segment, size, values) / some
-        m2 = sum_by(segment, size, (values - mean[segment]).square())
+        origin = self.origin.where(self.count > 0, self._sum(values, segment) / some)
+        values = values - (origin if segment is None else origin[segment])
+        mean = self._sum(values, segment) / some
+        deviation = values - (mean if segment is None else mean[segment])
+        m2 = self._sum(deviation.square(), segment)
         self.merge_parts(count, origin, mean, m2)
+
+    def _sum(self, values: Tensor, segment: Tensor | None) -> Tensor:
+        if segment is None:
+            return values.sum().reshape(1)
+        return sum_by(segment, len(self.count), values)
 
     def merge_parts(self, count: Tensor, origin: Tensor, offset: Tensor, m2: Tensor) -> None:
         """Add batches with means ``origin + offset``; all ``[size]``."""
@@ -92,35 +98,48 @@ class RunningLeastSquares:
         self.columns = columns
         self.rows = 0
         self._factor = torch.zeros(0, columns + 1, dtype=torch.float64)
-        self._waiting: list[Tensor] = []
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._num_waiting = 0
+        self._solved: tuple[Tensor, Tensor] | None = None
 
     def update(self, a: Tensor, b: Tensor) -> None:
         """Add rows ``a`` ``[n, columns]`` with right-hand sides ``b`` ``[n]``."""
         self.rows += len(b)
-        self._waiting.append(torch.cat([a, b[:, None]], dim=1))
-        if sum(len(rows) for rows in self._waiting) > 4 * (self.columns + 1) + 256:
-            self._compress()
+        self._wait(a, b)
 
     def merge(self, other: RunningLeastSquares) -> None:
         """Add all that ``other`` has seen."""
+        other._compress()
         self.rows += other.rows
-        self._waiting += [other._factor, *other._waiting]
-        self._compress()
+        self._wait(other._factor[:, :-1], other._factor[:, -1])
+
+    def _wait(self, a: Tensor, b: Tensor) -> None:
+        self._solved = None
+        self._waiting.append((a, b))
+        self._num_waiting += len(b)
+        if self._num_waiting > MOST_ROWS + 4 * self.columns:
+            self._compress()
 
     def _compress(self) -> None:
-        stacked = torch.cat([self._factor, *self._waiting])
-        self._factor = torch.linalg.qr(stacked, mode="r").R
-        self._waiting = []
+        if self._waiting:
+            rows = torch.cat([a for a, _ in self._waiting])
+            ends = torch.cat([b for _, b in self._waiting])
+            stacked = torch.cat([self._factor, torch.cat([rows, ends[:, None]], dim=1)])
+            self._factor = torch.linalg.qr(stacked, mode="r").R
+        self._waiting, self._num_waiting = [], 0
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """``x`` ``[columns]`` of least norm, and the projector on what the data leave open.
 
         The projector ``[columns, columns]`` is zero where the columns are linearly independent.
         """
-        self._compress()
-        a, b = self._factor[:, :-1], self._factor[:, -1]
-        u, s, vh = torch.linalg.svd(a, full_matrices=False)
-        kept = s > max(self.rows, self.columns) * MACHINE_EPSILON * s.max() if len(s) else s > 0
-        u, s, vh = u[:, kept], s[kept], vh[kept]
-        eye = torch.eye(self.columns, dtype=torch.float64)
-        return vh.T @ ((u.T @ b) / s), eye - vh.T @ vh
+        if self._solved is None:
+            self._compress()
+            a, b = self._factor[:, :-1], self._factor[:, -1]
+            u, s, vh = torch.linalg.svd(a, full_matrices=False)
+            largest = s.max() if len(s) else 0.0
+            kept = s > max(self.rows, self.columns) * MACHINE_EPSILON * largest
+            u, s, vh = u[:, kept], s[kept], vh[kept]
+            eye = torch.eye(self.columns, dtype=torch.float64)
+            self._solved = vh.T @ ((u.T @ b) / s), eye - vh.T @ vh
+        return self._solved

@@ -90,13 +90,14 @@ class Seen:
         if "num_atoms" not in data:
             return types, torch.zeros_like(types), torch.tensor([len(types)])
         num_atoms = self._field(data, "num_atoms").reshape(-1).long()
-        frame = torch.repeat_interleave(torch.arange(len(num_atoms)), num_atoms)
-        if len(frame) != len(types) or not bool((num_atoms > 0).all()):
+        if int(num_atoms.sum()) != len(types) or not bool((num_atoms > 0).all()):
             raise ValueError(
                 f"num_atoms: expected positive numbers that sum to the {len(types)} atoms of the "
                 f"batch, got {num_atoms.tolist()}"
             )
-        return types, frame, num_atoms
+        starts = torch.zeros_like(types)
+        starts[num_atoms.cumsum(0)[:-1]] = 1
+        return types, starts.cumsum(0), num_atoms
 
     def _add_forces(self, forces: Tensor, types: Tensor) -> None:
         if forces.shape != (len(types), 3):
@@ -144,4 +145,5 @@ class Seen:
         if neighbors is not None and "isolated_atom_energies" in self.names:
             first = num_atoms.cumsum(0) - num_atoms
             alone = known & (num_atoms == 1) & (neighbors[first] == 0)
-            self.isolated.update(energy[alone], types[first[alone]])
+            if bool(alone.any()):
+                self.isolated.update(energy[alone], types[first[alone]])
