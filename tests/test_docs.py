@@ -132,7 +132,8 @@ def as_nequip_train(config):
     stats = module.get_statistics("train")
 
     def resolver(name):
-        assert (value := stats.get(name)) is not None, name
+        value = stats.get(name)
+        assert value is not None, name
         return value
 
     OmegaConf.register_new_resolver("training_data_stats", resolver, replace=True)
