@@ -413,10 +413,3 @@ def test_statistics_without_types_need_no_type_names():
     found = DatasetStatistics(names).get_statistics(to_batches(frames, 4))
     wanted = expected(frames)
     assert_equal(found, {name: wanted[name] for name in names})
-
-
-def test_fastmlip_data_imports_no_host_package():
-    from fastmlip.testing.process import run_python
-
-    code = "import sys, fastmlip.data; print('nequip' in sys.modules, 'ase' in sys.modules)"
-    assert run_python(code).split()[-2:] == ["False", "False"]

@@ -1,7 +1,10 @@
 """Dataset statistics against NequIP's manager, in its data module, and by ``fastmlip stats``."""
 
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -307,3 +310,27 @@ def test_command_fails_with_a_message_and_a_status(tmp_path, file, arguments, st
     assert message in " ".join(result.stderr.replace("│", " ").split())
     assert "dataset_statistics" not in result.stdout
     assert "Traceback" not in result.output
+
+
+def test_nequip_train_builds_its_model_from_them(tmp_path):
+    """The demo's config with fastmlip's manager, two steps; the numbers stand in the checkpoint."""
+    root = Path(__file__).parent.parent
+    command = [
+        sys.executable, "-m", "nequip.scripts.train", "-cp", str(root / "examples"),
+        "-cn", "nequip_fastmlip",
+        f"hydra.run.dir={tmp_path}",
+        "data.stats_manager._target_=fastmlip.data.CommonDatasetStatistics",
+        "+data.stats_manager.ignore_nan=true",
+        "data.split_dataset.train=9", "data.split_dataset.val=2", "+data.split_dataset.test=189",
+        "model.per_type_energy_scales=${training_data_stats:per_type_forces_rms}",
+        "model.per_type_energy_shifts=${training_data_stats:per_type_energy_lstsq}",
+        "model.num_layers=1", "model.num_features=2", "model.l_max=1", "trainer.max_epochs=1",
+    ]  # fmt: skip
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False, map_location="cpu")
+    model = checkpoint["hyper_parameters"]["info_dict"]["training_module"]["model"]["model"]
+    shifts, scales = model["per_type_energy_shifts"], model["per_type_energy_scales"]
+    assert set(shifts) == set(scales) == set(NAMES)
+    assert all(-8 < value < -1 for value in shifts.values())
+    assert model["avg_num_neighbors"] > 10
