@@ -118,10 +118,10 @@ HINTS = {
 
 
 class DatasetStatistics:
-    """Statistics of this page, as a ``stats_manager`` of a NequIP config.
+    """Statistics of a data set by name, as a ``stats_manager`` of a NequIP config.
 
     Args:
-        statistics: names of this page to compute.
+        statistics: names to compute, those of :data:`STATISTICS`.
         dataloader_kwargs: arguments of the ``DataLoader`` that override those of the training one.
         type_names: of the model, in its order; needed for the ``per_type`` statistics.
         ignore_nan: skip NaN energies and NaN force components, and count them in ``nan_counts``.
@@ -295,7 +295,7 @@ def CommonDatasetStatistics(
     type_names: Sequence[str] | None = None,
     **options: Any,
 ) -> DatasetStatistics:
-    """:class:`DatasetStatistics` of all names of this page but those of type pairs.
+    """:class:`DatasetStatistics` of all names but those of type pairs.
 
     Args:
         dataloader_kwargs, type_names, options: of :class:`DatasetStatistics`.
