@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all lint format bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -19,6 +19,10 @@ test-all: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest bench --benchmark-only
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -E docs build/docs
+	@echo "build/docs/index.html"
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -43,7 +47,7 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -e .
 	touch $@
 
-$(VENV)/.test $(VENV)/.demo $(VENV)/.lint: $(VENV)/.%: $(VENV)/.built
+$(VENV)/.test $(VENV)/.demo $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.built
 	$(BIN)/pip install -q --no-build-isolation -e ".[$*]"
 	touch $@
 

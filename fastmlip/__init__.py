@@ -1,6 +1,6 @@
 """Fused kernels for E(3)-equivariant interatomic potentials, on CPU (C++) and GPU (Triton)."""
 
-from fastmlip import nn, ops
+from fastmlip import data, nn, ops
 from fastmlip.backend import BackendUnavailableError, info, use_backend, warn_if_slow
 from fastmlip.integrations import accelerate, summary
 from fastmlip.problem import TensorProductProblem
@@ -10,6 +10,7 @@ __all__ = [
     "BackendUnavailableError",
     "TensorProductProblem",
     "accelerate",
+    "data",
     "info",
     "nn",
     "ops",
