@@ -127,19 +127,39 @@ constexpr Derivatives kDerivatives[2][4] = {
     {derivatives<0, false>, derivatives<1, false>, derivatives<2, false>, derivatives<3, false>},
     {derivatives<0, true>, derivatives<1, true>, derivatives<2, true>, derivatives<3, true>}};
 
+// The first of the edges begin .. begin + count - 1 with an index out of range.
+template <class T>
+ZblBad find_bad(const ZblEdges<T>& t, int64_t begin, int count) {
+  const uint64_t nodes = t.num_nodes, atoms = t.num_atoms;
+  const int64_t *dst = t.dst + begin, *src = t.src + begin;
+  bool bad = false;
+  for (int i = 0; i < count; ++i) bad |= uint64_t(dst[i]) >= nodes || uint64_t(src[i]) >= atoms;
+  if (__builtin_expect(bad, 0))
+    for (int i = 0; i < count; ++i) {
+      if (uint64_t(dst[i]) >= nodes) return {begin + i, true};
+      if (uint64_t(src[i]) >= atoms) return {begin + i, false};
+    }
+  return {};
+}
+
 // phi^(order) of the edges begin .. begin + count - 1, count <= kBlock, times their weights.
 template <class T>
 ZblBad compute(const ZblEdges<T>& t, int64_t begin, int count, Block& b) {
-  const uint64_t nodes = t.num_nodes, atoms = t.num_atoms;
+  const ZblBad bad = find_bad(t, begin, count);
+  if (bad.edge >= 0) return bad;
+  const int64_t *dst = t.dst + begin, *src = t.src + begin;
+  const double *charge = t.atoms.charge, *power = t.atoms.power;
   for (int i = 0; i < count; ++i) {
-    const int64_t e = begin + i;
-    if (uint64_t(t.dst[e]) >= nodes) return {e, true};
-    if (uint64_t(t.src[e]) >= atoms) return {e, false};
-    const ZblAtom &dst = t.atoms[t.dst[e]], &src = t.atoms[t.src[e]];
-    b.r[i] = t.length[e];
-    b.inverse_length[i] = (dst.power + src.power) / kLength;
-    b.charges[i] = t.prefactor * (dst.charge * src.charge);
-    b.cutoff[i] = t.normed ? double(t.normed[e]) : t.cutoff[dst.type * t.num_types + src.type];
+    b.r[i] = t.length[begin + i];
+    b.inverse_length[i] = (power[dst[i]] + power[src[i]]) * (1 / kLength);
+    b.charges[i] = t.prefactor * (charge[dst[i]] * charge[src[i]]);
+  }
+  if (t.normed) {
+    for (int i = 0; i < count; ++i) b.cutoff[i] = t.normed[begin + i];
+  } else {
+    const int64_t* type = t.atoms.type;
+    for (int i = 0; i < count; ++i)
+      b.cutoff[i] = t.cutoff[type[dst[i]] * t.num_types + type[src[i]]];
   }
   for (int i = count; i % kLanes<double>; ++i)
     b.r[i] = b.inverse_length[i] = b.charges[i] = b.cutoff[i] = 1;

@@ -7,10 +7,10 @@
 
 namespace fastmlip {
 
-// One atom: its nuclear charge Z, Z^0.23, and its type.
-struct ZblAtom {
-  double charge, power;
-  int64_t type;
+// Of each atom: its nuclear charge Z, Z^0.23, and its type.
+struct ZblAtoms {
+  const double *charge, *power;
+  const int64_t* type;
 };
 
 // Edges in any order; weight is null where every edge counts once.
@@ -21,7 +21,7 @@ struct ZblEdges {
   const T* normed;       // [E] length / cutoff, or null where cutoffs are there
   const double* cutoff;  // [T, T] cutoff radii, row of the receiver, or null
   const int64_t *dst, *src;
-  const ZblAtom* atoms;  // [num_atoms]
+  ZblAtoms atoms;  // [num_atoms] each
   double prefactor, p;
   int order;  // derivative of phi, 0 .. 3
 };

@@ -39,7 +39,7 @@ struct Call {
   std::optional<Tensor> weight;
   double prefactor, p;
   int64_t num_nodes, order;
-  std::vector<ZblAtom> atoms;
+  std::vector<double> charge, power;  // of each atom
 
   Call(const Tensor& length_, const std::optional<Tensor>& weight_, const Tensor& cutoff_,
        const Tensor& index_, const Tensor& types_, const Tensor& numbers_, const Tensor& prefactor_,
@@ -79,12 +79,13 @@ struct Call {
     }
     prefactor = value(prefactor_, 0);
 
-    std::vector<ZblAtom> kinds(num_types);
+    std::vector<double> charges(num_types), powers(num_types);  // of each type
     for (int64_t i = 0; i < num_types; ++i) {
-      const double charge = value(numbers, i);
-      kinds[i] = {charge, std::pow(charge, 0.23), i};
+      charges[i] = value(numbers, i);
+      powers[i] = std::pow(charges[i], 0.23);
     }
-    atoms.resize(types.numel());
+    charge.resize(types.numel());
+    power.resize(types.numel());
     const int64_t* type = types.const_data_ptr<int64_t>();
     for (int64_t n = 0; n < types.numel(); ++n) {
       if (type[n] < 0 || type[n] >= num_types)
@@ -92,7 +93,8 @@ struct Call {
                                  "] = " + std::to_string(type[n]) +
                                  " is out of range: expected 0 <= type < " +
                                  std::to_string(num_types) + ", the length of atomic_numbers");
-      atoms[n] = kinds[type[n]];
+      charge[n] = charges[type[n]];
+      power[n] = powers[type[n]];
     }
   }
 
@@ -102,7 +104,7 @@ struct Call {
     const int64_t* ends = index.const_data_ptr<int64_t>();
     return {length.size(0),
             num_nodes,
-            int64_t(atoms.size()),
+            int64_t(charge.size()),
             numbers.numel(),
             length.const_data_ptr<T>(),
             weight ? weight->const_data_ptr<T>() : nullptr,
@@ -110,7 +112,7 @@ struct Call {
             normed ? nullptr : cutoff.const_data_ptr<double>(),
             ends,
             ends + length.size(0),
-            atoms.data(),
+            {charge.data(), power.data(), types.const_data_ptr<int64_t>()},
             prefactor,
             p,
             int(order)};
@@ -123,7 +125,7 @@ struct Call {
         "edge_index[" + std::string(bad.is_dst ? "0, " : "1, ") + std::to_string(bad.edge) +
         "] = " + std::to_string(ends[bad.edge]) + " is out of range: expected 0 <= index < " +
         (bad.is_dst ? std::to_string(num_nodes) + ", num_nodes"
-                    : std::to_string(atoms.size()) + ", the length of atom_types"));
+                    : std::to_string(charge.size()) + ", the length of atom_types"));
   }
 };
 

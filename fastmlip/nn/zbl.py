@@ -115,7 +115,9 @@ class ZBL(torch.nn.Module):
         cutoff = self._cutoff
         if cutoff is None:
             # derivatives reach it through the length, which it is proportional to
-            cutoff = data[NORMED].detach().view(-1).to(length.dtype)
+            cutoff = data[NORMED].detach().view(-1)
+            if cutoff.dtype != length.dtype:
+                cutoff = cutoff.to(length.dtype)
         before = data.get(self.per_atom_energy_field)
         types = data[TYPES].view(-1)
         # with ghost atoms, only those that have an energy receive

@@ -36,7 +36,9 @@ metal`` and ``units real`` (``src/update.cpp``); it agrees with CODATA 2018 (14.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import comb
+from typing import Any
 
 import torch
 
@@ -86,10 +88,7 @@ def zbl(
     _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p)
     if cutoff.dim() == 2:
         cutoff = cutoff.double()
-    # called directly, a C++ operator spares the Python of the other, 15 us a call
-    cpp = backend.choose(edge_length) == "cpp"
-    operator = torch.ops.fastmlip.zbl_cpu if cpp else torch.ops.fastmlip.zbl
-    return operator(
+    return _best_operator(edge_length)(
         edge_length, None, cutoff, edge_index.long(), atom_types.long(), atomic_numbers, prefactor,
         float(p), 0, num_nodes,
     )  # fmt: skip
@@ -283,22 +282,16 @@ def _next(order: int) -> int:
     return order + 1
 
 
-def _register(nodes: str, edges: str) -> None:
-    """The formulas of this page, for one pair of operators."""
-
-    def sum_over_edges(*operands):
-        return getattr(torch.ops.fastmlip, nodes)(*operands)
-
-    def per_edge(*operands):
-        return getattr(torch.ops.fastmlip, edges)(*operands)
+def _formulas(nodes: Callable[..., Tensor], edges: Callable[..., Tensor]):
+    """Derivatives of a pair of operators by themselves, as this page states them."""
 
     def nodes_vjp(ctx, k):
         length, weight, *rest = ctx.saved_tensors
         by_length = by_weight = None
         if ctx.needs_input_grad[0]:
-            by_length = per_edge(k, length, weight, *rest, ctx.p, _next(ctx.order))
+            by_length = edges(k, length, weight, *rest, ctx.p, _next(ctx.order))
         if ctx.needs_input_grad[1]:
-            by_weight = per_edge(k, length, None, *rest, ctx.p, ctx.order)
+            by_weight = edges(k, length, None, *rest, ctx.p, ctx.order)
         return by_length, by_weight, *(None,) * 8
 
     def edges_vjp(ctx, k):
@@ -306,22 +299,28 @@ def _register(nodes: str, edges: str) -> None:
         both = k if weight is None else k * weight
         by_grad = by_length = by_weight = None
         if ctx.needs_input_grad[0]:
-            by_grad = sum_over_edges(length, both, *rest, ctx.p, ctx.order, grad.shape[0])
+            by_grad = nodes(length, both, *rest, ctx.p, ctx.order, grad.shape[0])
         if ctx.needs_input_grad[1]:
-            by_length = per_edge(grad, length, both, *rest, ctx.p, _next(ctx.order))
+            by_length = edges(grad, length, both, *rest, ctx.p, _next(ctx.order))
         if ctx.needs_input_grad[2]:
-            by_weight = per_edge(grad, length, k, *rest, ctx.p, ctx.order)
+            by_weight = edges(grad, length, k, *rest, ctx.p, ctx.order)
         return by_grad, by_length, by_weight, *(None,) * 7
 
-    autograd = torch.library.register_autograd
-    autograd(f"fastmlip::{nodes}", nodes_vjp, setup_context=_save_nodes)
-    autograd(f"fastmlip::{edges}", edges_vjp, setup_context=_save_edges)
+    return nodes_vjp, edges_vjp
 
 
-_register("zbl", "zbl_backward")
+def _register(nodes: Any, edges: Any) -> None:
+    nodes_vjp, edges_vjp = _formulas(nodes, edges)
+    torch.library.register_autograd(nodes, nodes_vjp, setup_context=_save_nodes)
+    torch.library.register_autograd(edges, edges_vjp, setup_context=_save_edges)
+
+
+_register(torch.ops.fastmlip.zbl.default, torch.ops.fastmlip.zbl_backward.default)
 
 if backend.load_extension() is None:
-    _register("zbl_cpu", "zbl_backward_cpu")
+    _NODES_CPU = torch.ops.fastmlip.zbl_cpu.default
+    _EDGES_CPU = torch.ops.fastmlip.zbl_backward_cpu.default
+    _register(_NODES_CPU, _EDGES_CPU)
 
     @torch.library.register_fake("fastmlip::zbl_cpu")
     def _(edge_length, weight, cutoff, edge_index, atom_types, numbers, prefactor, p, order, nodes):
@@ -330,3 +329,35 @@ if backend.load_extension() is None:
     @torch.library.register_fake("fastmlip::zbl_backward_cpu")
     def _(grad, edge_length, weight, cutoff, edge_index, types, numbers, prefactor, p, order):
         return torch.empty_like(edge_length, memory_format=torch.contiguous_format)
+
+    # The same once more for eager calls: on a few thousand edges the Python around a registered
+    # formula takes longer than the kernel, and a Function has half of it. The operators keep their
+    # registered formulas for graphs, traced ones included, which hold the operators only.
+
+    class _NodesFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(*operands):
+            with torch._C._AutoDispatchBelowAutograd():
+                return _NODES_CPU(*operands)
+
+        setup_context = staticmethod(_save_nodes)
+
+    class _EdgesFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(*operands):
+            with torch._C._AutoDispatchBelowAutograd():
+                return _EDGES_CPU(*operands)
+
+        setup_context = staticmethod(_save_edges)
+
+    _eager_formulas = _formulas(_NodesFunction.apply, _EdgesFunction.apply)
+    _NodesFunction.backward, _EdgesFunction.backward = map(staticmethod, _eager_formulas)
+
+
+def _best_operator(edge_length: Tensor) -> Callable[..., Tensor]:
+    """What computes ``zbl``: on a CPU without the wrapper around the C++ operator, 15 us a call."""
+    if backend.choose(edge_length) != "cpp":
+        return torch.ops.fastmlip.zbl
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and edge_length.requires_grad):
+        return _NODES_CPU
+    return _NodesFunction.apply
