@@ -356,8 +356,8 @@ if backend.load_extension() is None:
 
 def _best_operator(edge_length: Tensor) -> Callable[..., Tensor]:
     """What computes ``zbl``: on a CPU without the wrapper around the C++ operator, 15 us a call."""
-    if backend.choose(edge_length) != "cpp":
+    if torch.compiler.is_compiling() or backend.choose(edge_length) != "cpp":
         return torch.ops.fastmlip.zbl
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and edge_length.requires_grad):
-        return _NODES_CPU
-    return _NodesFunction.apply
+    if torch.is_grad_enabled() and edge_length.requires_grad:
+        return _NodesFunction.apply
+    return _NODES_CPU
