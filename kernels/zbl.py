@@ -92,21 +92,21 @@ def _derivative(
         terms = next_terms
 
     low = _power(t, P - ORDER)  # t^(P - ORDER)
-    slope = -0.5 * P * (P + 1) * (P + 2)
+    SLOPE: tl.constexpr = -0.5 * P * (P + 1) * (P + 2)
     phi = tl.zeros_like(r)
     for i in tl.static_range(ORDER + 1):
-        k = ORDER - i  # u^(k), with low = t^(P - k)
-        if k == 0:
+        # v^(i) u^(ORDER - i), with low = t^(P - ORDER + i)
+        if i == ORDER:
             inner = t * (P * (P + 2) - t * (0.5 * P * (P + 1)))
             u = 1.0 - low * (0.5 * (P + 1) * (P + 2) - inner)
-        elif k == 1:
-            u = low * slope * (1.0 - t) * (1.0 - t) * s
-        elif k == 2:
-            u = low * slope * (1.0 - t) * ((P - 1) - t * (P + 1)) * s * s
+        elif i == ORDER - 1:
+            u = low * SLOPE * (1.0 - t) * (1.0 - t) * s
+        elif i == ORDER - 2:
+            u = low * SLOPE * (1.0 - t) * ((P - 1) - t * (P + 1)) * s * s
         else:
             inner = t * (2.0 * P * (P - 1) - t * (P * (P + 1)))
-            u = low * slope * ((P - 1) * (P - 2) - inner) * s * s * s
-        phi += v[ORDER - k] * u * _binomial(ORDER, k)
+            u = low * SLOPE * ((P - 1) * (P - 2) - inner) * s * s * s
+        phi += v[i] * u * _binomial(ORDER, i)
         low = low * t
     zero = t >= 1.0
     if ORDER > 0:

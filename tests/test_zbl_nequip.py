@@ -1,5 +1,8 @@
 """ZBL in NequIP and Allegro models: swapped in, or named in the config, against stock."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from nequip.model.modify_utils import modify
@@ -199,10 +202,10 @@ def test_training_with_compile_mode_traces(zbl):
         sys.path.insert(0, sys.argv[1])
         import fastmlip
         from nequip_cases import build, force_loss_gradients, nequip_state, relative_error
-        from nequip_cases import rattled, to_data
+        from nequip_cases import structures
         zbl = json.loads(sys.argv[2])
         with nequip_state():
-            frame = to_data(rattled())
+            frame = structures()["batch"]  # of two frames; a single one runs eagerly
             model = build("tiny", "float64", compile_mode="compile", pair_potential=zbl)
             fastmlip.accelerate(model)
             got = force_loss_gradients(model, frame)
@@ -211,9 +214,6 @@ def test_training_with_compile_mode_traces(zbl):
             want = force_loss_gradients(build("tiny", "float64", pair_potential=zbl), frame)
             print(max(relative_error(got[key], want[key]) for key in want))
     """
-    import json
-    from pathlib import Path
-
     printed = run_python(
         code, str(Path(__file__).parent), json.dumps(zbl), TORCH_COMPILE_DISABLE="1"
     )
