@@ -3,6 +3,7 @@ cutoffs, any order of edges, any number of threads, bad calls."""
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_constants_are_those_of_nature_to_their_digits():
     coulomb = e**2 / (4 * math.pi * epsilon_0) * 1e10  # J A
     assert COULOMB["metal"] == pytest.approx(coulomb / e, rel=5e-8)
     assert COULOMB["real"] == pytest.approx(coulomb * avogadro / 4184, rel=5e-8)
-    assert SCREENING_LENGTH == pytest.approx(0.8854 * bohr, rel=1e-4)
+    assert pytest.approx(0.8854 * bohr, rel=1e-4) == SCREENING_LENGTH
     assert sum(c for c, _ in SCREENING) == pytest.approx(1.0, abs=1e-12)
 
 
@@ -291,8 +292,18 @@ def test_fourth_derivatives_are_refused_not_wrong():
         torch.autograd.grad(value.sum(), length)
 
 
-def test_reference_is_the_default_number_of_nodes():
+def test_the_example_of_the_docs_page():
+    page = (Path(__file__).parents[1] / "docs/operators/zbl.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["energy"].sum().item() == pytest.approx(TABLE["metal", "Cu-Cu"][2][0], rel=1e-4)
+
+
+def test_all_nodes_receive_by_default():
     case = Case(Problem((1, 8), 5.0))
     inputs = OP.make_inputs(case)
     arguments = case.problem.arguments(inputs)
-    assert torch.equal(zbl_reference(*inputs, *arguments), OP.reference(*inputs, problem=case.problem))
+    assert torch.equal(
+        zbl_reference(*inputs, *arguments), OP.reference(*inputs, problem=case.problem)
+    )

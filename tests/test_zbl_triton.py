@@ -131,6 +131,7 @@ def test_compiles_in_float64_without_atomics(monkeypatch, name, target):
         code = compiled(kernel, operands, constants, TARGETS[target])
         assembly = code.asm["ptx" if "ptx" in code.asm else "amdgcn"]
         assert not re.search(r"\b(atom|red)\.|_atomic_", assembly)
+        assert "f32" not in code.asm["ttir"], "a constant or a value was rounded to float32"
         if "ptx" in code.asm:
             arithmetic = re.findall(r"\b(?:add|mul|fma|div)[.a-z]*\.f32", code.asm["ptx"])
             assert not arithmetic, f"float32 arithmetic in float64: {set(arithmetic)}"

@@ -11,12 +11,13 @@ from e3nn.o3 import Irreps
 from fastmlip import ops
 from fastmlip.ops.zbl import COULOMB
 
-ELEMENTS = (
+_PERIODS = (
     "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se "
     "Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy "
     "Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf "
     "Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
-).split()
+)
+ELEMENTS = _PERIODS.split()  # by atomic number, from 1
 # fields of NequIP's data
 POSITIONS, TYPES, EDGE_INDEX = "pos", "atom_types", "edge_index"
 VECTORS, LENGTHS, NORMED = "edge_vectors", "edge_lengths", "normed_edge_lengths"
@@ -97,7 +98,9 @@ class ZBL(torch.nn.Module):
             )
         energy = irreps.get(self.per_atom_energy_field) or Irreps("0e")
         if any(ir.l for _, ir in energy):
-            raise ValueError(f"irreps_in: {self.per_atom_energy_field} must be scalar, got {energy}")
+            raise ValueError(
+                f"irreps_in: {self.per_atom_energy_field} must be scalar, got {energy}"
+            )
         self.irreps_in = {**irreps, POSITIONS: Irreps("1o"), EDGE_INDEX: None, TYPES: None}
         self.irreps_out = {**self.irreps_in, self.per_atom_energy_field: energy}
 
@@ -145,9 +148,7 @@ class ZBL(torch.nn.Module):
         return {}
 
 
-def _atomic_numbers(
-    type_names: list[str], species: Sequence[str] | Mapping[str, str]
-) -> list[int]:
+def _atomic_numbers(type_names: list[str], species: Sequence[str] | Mapping[str, str]) -> list[int]:
     if isinstance(species, str) or not isinstance(species, (Sequence, Mapping)):
         raise TypeError(
             "chemical_species: expected a list in the order of type_names or a dict by type name, "

@@ -1,9 +1,10 @@
 r"""ZBL screened nuclear repulsion, summed per receiver.
 
-For atom i, over the edges e with ``edge_index[0, e] = i``, to j = ``edge_index[1, e]``, of length r::
+For atom i, over the edges of length r with receiver ``edge_index[0, e] = i`` and sender j::
 
     E_i    = sum over e of phi_ij(r)
-    phi(r) = prefactor * Z_i Z_j / r * psi(a r) * u(r / r_cut),   a = (Z_i^0.23 + Z_j^0.23) / 0.46850
+    phi(r) = prefactor * Z_i Z_j / r * psi(a r) * u(r / r_cut)
+    a      = (Z_i^0.23 + Z_j^0.23) / 0.46850
     psi(x) = 0.18175 e^(-3.19980 x) + 0.50986 e^(-0.94229 x)
            + 0.28022 e^(-0.40290 x) + 0.02817 e^(-0.20162 x)
     u(t)   = 1 - (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) - p(p+1)/2 t^(p+2)   for t < 1, else 0
@@ -198,7 +199,10 @@ def _derivative(edge_length, a, charges, s, p: float, n: int) -> Tensor:
         1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * p * (p + 1) / 2)),
         slope * t ** (p - 1) * (1 - t) ** 2 * s,
         slope * t ** (p - 2) * (1 - t) * ((p - 1) - (p + 1) * t) * s**2,
-        slope * t ** (p - 3) * ((p - 1) * (p - 2) - 2 * p * (p - 1) * t + p * (p + 1) * t**2) * s**3,
+        slope
+        * t ** (p - 3)
+        * ((p - 1) * (p - 2) - 2 * p * (p - 1) * t + p * (p + 1) * t**2)
+        * s**3,
     ]
     phi = charges * sum(comb(n, k) * v[n - k] * u[k] for k in range(n + 1))
     outside = t >= 1
@@ -334,6 +338,11 @@ if backend.load_extension() is None:
     # formula takes longer than the kernel, and a Function has half of it. The operators keep their
     # registered formulas for graphs, traced ones included, which hold the operators only.
 
+    _nodes_vjp, _edges_vjp = _formulas(
+        lambda *operands: _NodesFunction.apply(*operands),
+        lambda *operands: _EdgesFunction.apply(*operands),
+    )
+
     class _NodesFunction(torch.autograd.Function):
         @staticmethod
         def forward(*operands):
@@ -341,6 +350,7 @@ if backend.load_extension() is None:
                 return _NODES_CPU(*operands)
 
         setup_context = staticmethod(_save_nodes)
+        backward = staticmethod(_nodes_vjp)
 
     class _EdgesFunction(torch.autograd.Function):
         @staticmethod
@@ -349,9 +359,7 @@ if backend.load_extension() is None:
                 return _EDGES_CPU(*operands)
 
         setup_context = staticmethod(_save_edges)
-
-    _eager_formulas = _formulas(_NodesFunction.apply, _EdgesFunction.apply)
-    _NodesFunction.backward, _EdgesFunction.backward = map(staticmethod, _eager_formulas)
+        backward = staticmethod(_edges_vjp)
 
 
 def _best_operator(edge_length: Tensor) -> Callable[..., Tensor]:

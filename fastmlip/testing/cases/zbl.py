@@ -6,7 +6,8 @@ gradient; :func:`make_inputs` draws lengths on a random graph.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,10 +29,10 @@ class Problem(NamedTuple):
 
     def arguments(self, inputs: Inputs) -> tuple:
         device, types = inputs.edge_length.device, len(self.atomic_numbers)
-        f64 = {"dtype": torch.float64, "device": device}
-        numbers = torch.tensor(self.atomic_numbers, **f64)
-        prefactor = torch.tensor(COULOMB[self.units] / 2, **f64)
-        cutoff = torch.tensor(self.cutoff, **f64).expand(types, types)
+        f64 = partial(torch.tensor, dtype=torch.float64, device=device)
+        numbers = f64(self.atomic_numbers)
+        prefactor = f64(COULOMB[self.units] / 2)
+        cutoff = f64(self.cutoff).expand(types, types)
         if self.normed:
             receiver, sender = inputs.atom_types.long()[inputs.edge_index.long()]
             normed = inputs.edge_length.detach().double() / cutoff[receiver, sender]
@@ -59,12 +60,14 @@ class Inputs(NamedTuple):
 
 def zbl(*inputs: torch.Tensor, problem: Problem) -> torch.Tensor:
     """The operator on the operands of a case."""
-    return zbl_operator(*inputs, *problem.arguments(Inputs(*inputs)))
+    operands: Any = (*inputs, *problem.arguments(Inputs(*inputs)))
+    return zbl_operator(*operands)
 
 
 def reference(*inputs: torch.Tensor, problem: Problem) -> torch.Tensor:
     """The reference on the same operands."""
-    return zbl_reference(*inputs, *problem.arguments(Inputs(*inputs)))
+    operands: Any = (*inputs, *problem.arguments(Inputs(*inputs)))
+    return zbl_reference(*operands)
 
 
 def make_inputs(
@@ -100,7 +103,9 @@ def make_inputs(
 ZBL = {
     "water": Case(Problem((1, 8), 5.0)),
     "oxides": Case(Problem((92, 8, 29), 4.5, units="real")),
-    "per-type cutoffs": Case(Problem((1, 6, 8), ((2.0, 3.0, 4.0), (1.5, 5.0, 2.5), (3.5, 1.25, 4.5)))),
+    "per-type cutoffs": Case(
+        Problem((1, 6, 8), ((2.0, 3.0, 4.0), (1.5, 5.0, 2.5), (3.5, 1.25, 4.5)))
+    ),
     "normed lengths": Case(Problem((1, 79), ((3.0, 4.0), (5.0, 6.0)), normed=True)),
     "p = 2": Case(Problem((14, 6), 5.0, p=2.0)),
     "p = 7.5": Case(Problem((14, 6), 5.0, p=7.5)),
