@@ -37,7 +37,9 @@ inline void expect_shape(const char* name, const Tensor& t, int64_t rows, int64_
              std::to_string(columns) + "]");
 }
 
-inline Tensor packed(const Tensor& t) { return torch::stable::contiguous(t); }
+inline Tensor packed(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);  // which costs a dispatch
+}
 
 inline Tensor empty_as(const Tensor& t) {
   Tensor result = torch::stable::new_empty(t, t.sizes());

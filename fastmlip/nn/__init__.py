@@ -1,5 +1,6 @@
 """Modules: drop-in replacements for those of the host packages."""
 
 from fastmlip.nn.tensor_product_conv import TensorProductConv
+from fastmlip.nn.zbl import ZBL
 
-__all__ = ["TensorProductConv"]
+__all__ = ["TensorProductConv", "ZBL"]

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastmlip.integrations.nequip import tensor_product_scatter
+from fastmlip import nn
+from fastmlip.integrations.nequip import tensor_product_scatter, zbl
 
 
 class Swap(NamedTuple):
@@ -28,8 +29,10 @@ SWAPS = {
     "TensorProductScatter": Swap(
         tensor_product_scatter.FastTensorProductScatter, tensor_product_scatter.unsupported
     ),
+    "ZBL": Swap(zbl.FastZBL, zbl.unsupported),
 }
-FAST = tuple(swap.fast for swap in SWAPS.values())
+# modules of fastmlip.nn that a config can name itself count as swapped
+FAST = (*(swap.fast for swap in SWAPS.values()), nn.ZBL)
 
 
 def judge(module: torch.nn.Module) -> tuple[str, str] | None:
@@ -38,7 +41,7 @@ def judge(module: torch.nn.Module) -> tuple[str, str] | None:
         return "swapped", ""
     name = type(module).__name__
     host = next((host for host in SWAPS if name.endswith(host)), None)
-    if host is None:
+    if host is None or name.startswith("_"):  # _ZBL is a part of ZBL
         return None
     if name != host:
         return "kept", f"{name} is another accelerated kernel already"

@@ -1,0 +1,182 @@
+// fastmlip::zbl_cpu and fastmlip::zbl_backward_cpu.
+#include "../zbl.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "common.h"
+
+namespace fastmlip {
+
+FASTMLIP_KERNELS(Zbl, zbl)
+
+namespace {
+
+int64_t parts(int64_t num_edges) {  // none with less than about 20 us of work
+  return std::max<int64_t>(
+      1, std::min<int64_t>(int64_t(torch::stable::get_num_threads()), num_edges / 4096));
+}
+
+double value(const Tensor& t, int64_t i) {
+  return t.scalar_type() == ScalarType::Double ? t.const_data_ptr<double>()[i]
+                                               : double(t.const_data_ptr<float>()[i]);
+}
+
+void expect_dtype(const char* name, const Tensor& t, ScalarType a, ScalarType b) {
+  expect(t.scalar_type() == a || t.scalar_type() == b, std::string(name) + ": unexpected dtype");
+}
+
+void expect_length(const char* name, const Tensor& t, int64_t length) {
+  expect(t.dim() == 1 && t.size(0) == length,
+         std::string(name) + ": expected shape [" + std::to_string(length) + "]");
+}
+
+// Contiguous operands of one call and a row for each atom.
+struct Call {
+  Tensor length, cutoff, index, types, numbers;
+  std::optional<Tensor> weight;
+  double prefactor, p;
+  int64_t num_nodes, order;
+  std::vector<double> charge, power;  // of each atom
+
+  Call(const Tensor& length_, const std::optional<Tensor>& weight_, const Tensor& cutoff_,
+       const Tensor& index_, const Tensor& types_, const Tensor& numbers_, const Tensor& prefactor_,
+       double p, int64_t order, int64_t num_nodes)
+      : length(packed(length_)),
+        cutoff(packed(cutoff_)),
+        index(packed(index_)),
+        types(packed(types_)),
+        numbers(packed(numbers_)),
+        p(p),
+        num_nodes(num_nodes),
+        order(order) {
+    constexpr auto f32 = ScalarType::Float, f64 = ScalarType::Double, i64 = ScalarType::Long;
+    expect_dtype("edge_length", length, f32, f64);
+    expect_dtype("edge_index", index, i64, i64);
+    expect_dtype("atom_types", types, i64, i64);
+    expect_dtype("atomic_numbers", numbers, f32, f64);
+    expect_dtype("prefactor", prefactor_, f32, f64);
+    const int64_t edges = length.dim() ? length.size(0) : 0, num_types = numbers.numel();
+    expect_length("edge_length", length, edges);
+    expect_shape("edge_index", index, 2, edges);
+    expect_length("atom_types", types, types.numel());
+    expect(prefactor_.numel() == 1, "prefactor: expected one number");
+    expect(order >= 0 && order <= 3, "order: expected 0 to 3");
+    expect(num_nodes >= 0 && num_nodes <= types.numel(), "num_nodes: more than atom_types has");
+    if (cutoff.dim() == 2) {
+      expect_dtype("cutoff", cutoff, f64, f64);
+      expect_shape("cutoff", cutoff, num_types, num_types);
+    } else {
+      expect_dtype("cutoff", cutoff, length.scalar_type(), length.scalar_type());
+      expect_length("cutoff", cutoff, edges);
+    }
+    if (weight_) {
+      weight = packed(*weight_);
+      expect_dtype("weight", *weight, length.scalar_type(), length.scalar_type());
+      expect_length("weight", *weight, edges);
+    }
+    prefactor = value(prefactor_, 0);
+
+    std::vector<double> charges(num_types), powers(num_types);  // of each type
+    for (int64_t i = 0; i < num_types; ++i) {
+      charges[i] = value(numbers, i);
+      powers[i] = std::pow(charges[i], 0.23);
+    }
+    charge.resize(types.numel());
+    power.resize(types.numel());
+    const int64_t* type = types.const_data_ptr<int64_t>();
+    for (int64_t n = 0; n < types.numel(); ++n) {
+      if (type[n] < 0 || type[n] >= num_types)
+        throw std::runtime_error("atom_types[" + std::to_string(n) +
+                                 "] = " + std::to_string(type[n]) +
+                                 " is out of range: expected 0 <= type < " +
+                                 std::to_string(num_types) + ", the length of atomic_numbers");
+      charge[n] = charges[type[n]];
+      power[n] = powers[type[n]];
+    }
+  }
+
+  template <class T>
+  ZblEdges<T> edges() const {
+    const bool normed = cutoff.dim() == 1;
+    const int64_t* ends = index.const_data_ptr<int64_t>();
+    return {length.size(0),
+            num_nodes,
+            int64_t(charge.size()),
+            numbers.numel(),
+            length.const_data_ptr<T>(),
+            weight ? weight->const_data_ptr<T>() : nullptr,
+            normed ? cutoff.const_data_ptr<T>() : nullptr,
+            normed ? nullptr : cutoff.const_data_ptr<double>(),
+            ends,
+            ends + length.size(0),
+            {charge.data(), power.data(), types.const_data_ptr<int64_t>()},
+            prefactor,
+            p,
+            int(order)};
+  }
+
+  void expect_none(const ZblBad& bad) const {
+    if (bad.edge < 0) return;
+    const int64_t* ends = index.const_data_ptr<int64_t>() + (bad.is_dst ? 0 : length.size(0));
+    throw std::runtime_error(
+        "edge_index[" + std::string(bad.is_dst ? "0, " : "1, ") + std::to_string(bad.edge) +
+        "] = " + std::to_string(ends[bad.edge]) + " is out of range: expected 0 <= index < " +
+        (bad.is_dst ? std::to_string(num_nodes) + ", num_nodes"
+                    : std::to_string(charge.size()) + ", the length of atom_types"));
+  }
+};
+
+Tensor zbl_cpu(const Tensor& length, const std::optional<Tensor>& weight, const Tensor& cutoff,
+               const Tensor& index, const Tensor& types, const Tensor& numbers,
+               const Tensor& prefactor, double p, int64_t order, int64_t num_nodes) {
+  const Call call(length, weight, cutoff, index, types, numbers, prefactor, p, order, num_nodes);
+  Tensor out = torch::stable::new_empty(call.length, {num_nodes}, ScalarType::Double);
+  double* to = out.mutable_data_ptr<double>();
+  const int64_t threads = parts(call.length.size(0));
+  call.expect_none(call.length.scalar_type() == ScalarType::Double
+                       ? zbl().nodes_f64(call.edges<double>(), to, parallel_for, threads)
+                       : zbl().nodes_f32(call.edges<float>(), to, parallel_for, threads));
+  return out;
+}
+
+Tensor zbl_backward_cpu(const Tensor& grad, const Tensor& length,
+                        const std::optional<Tensor>& weight, const Tensor& cutoff,
+                        const Tensor& index, const Tensor& types, const Tensor& numbers,
+                        const Tensor& prefactor, double p, int64_t order) {
+  const Tensor g = packed(grad);
+  expect_dtype("grad", g, ScalarType::Double, ScalarType::Double);
+  const int64_t num_nodes = g.dim() ? g.size(0) : -1;
+  expect_length("grad", g, num_nodes);
+  const Call call(length, weight, cutoff, index, types, numbers, prefactor, p, order, num_nodes);
+  Tensor out = empty_as(call.length);
+  const int64_t threads = parts(call.length.size(0));
+  const double* from = g.const_data_ptr<double>();
+  call.expect_none(call.length.scalar_type() == ScalarType::Double
+                       ? zbl().edges_f64(call.edges<double>(), from, out.mutable_data_ptr<double>(),
+                                         parallel_for, threads)
+                       : zbl().edges_f32(call.edges<float>(), from, out.mutable_data_ptr<float>(),
+                                         parallel_for, threads));
+  return out;
+}
+
+}  // namespace
+}  // namespace fastmlip
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
+  m.def(
+      "zbl_cpu(Tensor edge_length, Tensor? weight, Tensor cutoff, Tensor edge_index, Tensor "
+      "atom_types, Tensor atomic_numbers, Tensor prefactor, float p, int order, SymInt num_nodes) "
+      "-> Tensor");
+  m.def(
+      "zbl_backward_cpu(Tensor grad, Tensor edge_length, Tensor? weight, Tensor cutoff, Tensor "
+      "edge_index, Tensor atom_types, Tensor atomic_numbers, Tensor prefactor, float p, int order) "
+      "-> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {
+  m.impl("zbl_cpu", TORCH_BOX(&fastmlip::zbl_cpu));
+  m.impl("zbl_backward_cpu", TORCH_BOX(&fastmlip::zbl_backward_cpu));
+}

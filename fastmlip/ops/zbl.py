@@ -1,0 +1,371 @@
+r"""ZBL screened nuclear repulsion, summed per receiver.
+
+For atom i, over the edges of length r with receiver ``edge_index[0, e] = i`` and sender j::
+
+    E_i    = sum over e of phi_ij(r)
+    phi(r) = prefactor * Z_i Z_j / r * psi(a r) * u(r / r_cut)
+    a      = (Z_i^0.23 + Z_j^0.23) / 0.46850
+    psi(x) = 0.18175 e^(-3.19980 x) + 0.50986 e^(-0.94229 x)
+           + 0.28022 e^(-0.40290 x) + 0.02817 e^(-0.20162 x)
+    u(t)   = 1 - (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) - p(p+1)/2 t^(p+2)   for t < 1, else 0
+
+r is in Angstrom. With edges in both directions each carries half of the pair: prefactor is half of
+e^2 / (4 pi epsilon_0), in energy times Angstrom, and sets the unit of energy.
+
+Below ``R_MIN`` phi stays at its value there, large and finite, and its derivatives are zero: atoms
+in one place get no force from each other, and nothing that is not finite.
+
+phi acts on each edge by itself, so two operators close the ladder of derivatives. With order n and
+weights w per edge (1 where not given)::
+
+    zbl(w, n)_i          = sum over e of w_e phi^(n)(r_e)              per node
+    zbl_backward(g, w, n)_e = w_e g_i phi^(n)(r_e)                     per edge, g per node
+    d zbl(w, n) by r     = zbl_backward(k, w, n + 1)                   for a gradient k per node
+    d zbl_backward(g, w, n) by g, by r = zbl(k w, n), zbl_backward(g, k w, n + 1)   k per edge
+
+up to n = 3. Everything runs in float64 whatever the dtype of the lengths. A node's edges are added
+in the order they come in: the result is the same bits in every run and for any number of threads.
+
+Sources of the constants: the screening function and its length are the universal ones of J. F.
+Ziegler, J. P. Biersack and U. Littmark, "The Stopping and Range of Ions in Matter" (1985), with the
+digits of LAMMPS, ``src/pair_zbl_const.h`` and https://docs.lammps.org/pair_zbl.html; 0.46850 A is
+LAMMPS' rounding of 0.8854 Bohr radii (0.46853 A). :data:`COULOMB` is ``qqr2e`` of LAMMPS' ``units
+metal`` and ``units real`` (``src/update.cpp``); it agrees with CODATA 2018 (14.39964548 eV A and
+332.0637133 kcal/mol A) to 4e-8. The envelope u is that of Gasteiger, Gross and Guennemann,
+"Directional Message Passing for Molecular Graphs", arXiv:2003.03123.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import comb
+from typing import Any
+
+import torch
+
+from fastmlip import backend
+
+Tensor = torch.Tensor
+
+COULOMB = {"metal": 14.399645, "real": 332.06371}  # e^2 / (4 pi epsilon_0): eV A, kcal/mol A
+SCREENING = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
+SCREENING_LENGTH = 0.46850  # Angstrom
+SCREENING_POWER = 0.23
+R_MIN = 1e-4  # Angstrom: 10 fm, about where two heavy nuclei touch
+MAX_ORDER = 3
+
+
+def zbl(
+    edge_length: Tensor,
+    edge_index: Tensor,
+    atom_types: Tensor,
+    atomic_numbers: Tensor,
+    prefactor: Tensor,
+    cutoff: Tensor,
+    p: float = 6.0,
+    num_nodes: int | None = None,
+) -> Tensor:
+    """Energies of this page, ``[num_nodes]`` in float64, differentiable in ``edge_length``.
+
+    Args:
+        edge_length: ``[E]``, float32 or float64, in Angstrom.
+        edge_index: ``[2, E]``, int32 or int64, receivers first; in any order, fastest when sorted
+            by receiver.
+        atom_types: ``[N]``, int32 or int64.
+        atomic_numbers: Z of each type, ``[T]``, a floating dtype.
+        prefactor: one number, half of ``COULOMB[units]`` where edges come in both directions.
+        cutoff: cutoff radii ``[T, T]`` by (type of receiver, type of sender), or, for edges that
+            have their cutoff already, ``edge_length / cutoff`` of each, ``[E]`` in the dtype of
+            ``edge_length``. Derivatives take it for proportional to ``edge_length``.
+        p: exponent of the envelope, at least 2.
+        num_nodes: how many of the N atoms receive, where others are ghosts; default all.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: an index or a type out of range (on a GPU when the device synchronises).
+    """
+    if num_nodes is None:
+        num_nodes = atom_types.shape[0]
+    _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p)
+    if cutoff.dim() == 2:
+        cutoff = cutoff.double()
+    return _best_operator(edge_length)(
+        edge_length, None, cutoff, edge_index.long(), atom_types.long(), atomic_numbers, prefactor,
+        float(p), 0, num_nodes,
+    )  # fmt: skip
+
+
+def _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p) -> None:
+    if edge_length.dim() != 1:
+        raise ValueError(f"edge_length: expected shape [E], got {tuple(edge_length.shape)}")
+    if edge_length.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"edge_length: expected float32 or float64, got {edge_length.dtype}")
+    edges = edge_length.shape[0]
+    if edge_index.dim() != 2 or edge_index.shape[0] != 2 or edge_index.shape[1] != edges:
+        raise ValueError(
+            f"edge_index: expected shape [2, E = {edges}], got {tuple(edge_index.shape)}"
+        )
+    for name, value in (("atom_types", atom_types), ("atomic_numbers", atomic_numbers)):
+        if value.dim() != 1:
+            raise ValueError(f"{name}: expected one dimension, got {tuple(value.shape)}")
+    for name, value in (("edge_index", edge_index), ("atom_types", atom_types)):
+        if value.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name}: expected int32 or int64, got {value.dtype}")
+    types = atomic_numbers.shape[0]
+    if prefactor.numel() != 1:
+        raise ValueError(f"prefactor: expected one number, got shape {tuple(prefactor.shape)}")
+    if cutoff.dim() == 1:
+        if cutoff.shape[0] != edges or cutoff.dtype != edge_length.dtype:
+            raise ValueError(
+                f"cutoff: expected shape [E = {edges}] in {edge_length.dtype}, got "
+                f"{tuple(cutoff.shape)} in {cutoff.dtype}"
+            )
+    elif tuple(cutoff.shape) != (types, types):
+        raise ValueError(
+            f"cutoff: expected shape [T, T] with T = {types} or [E], got {tuple(cutoff.shape)}"
+        )
+    for name, value in (
+        ("edge_index", edge_index), ("atom_types", atom_types), ("cutoff", cutoff),
+        ("atomic_numbers", atomic_numbers), ("prefactor", prefactor),
+    ):  # fmt: skip
+        if value.device != edge_length.device:
+            raise ValueError(
+                f"{name}: expected device {edge_length.device} as edge_length has, got "
+                f"{value.device}"
+            )
+    for name, value in (
+        ("atomic_numbers", atomic_numbers), ("prefactor", prefactor), ("cutoff", cutoff),
+    ):  # fmt: skip
+        if value.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
+        if value.requires_grad:
+            raise ValueError(f"{name}: requires a gradient, which ZBL does not give; detach it")
+    if not p >= 2:
+        raise ValueError(f"p: expected a number of at least 2, got {p}")
+
+
+# ---------------------------------------------------------------- reference, in plain PyTorch
+
+
+def reference(
+    edge_length: Tensor,
+    edge_index: Tensor,
+    atom_types: Tensor,
+    atomic_numbers: Tensor,
+    prefactor: Tensor,
+    cutoff: Tensor,
+    p: float = 6.0,
+    num_nodes: int | None = None,
+) -> Tensor:
+    """The formula of this page; differentiable by torch's own autograd to any order."""
+    num_nodes = atom_types.shape[0] if num_nodes is None else num_nodes
+    r = edge_length.double().clamp(min=R_MIN)
+    a, charges, s = _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff)
+    psi = sum(c * torch.exp(-d * a * r) for c, d in SCREENING)
+    t = r * s
+    envelope = 1 - (p + 1) * (p + 2) / 2 * t**p
+    envelope = envelope + p * (p + 2) * t ** (p + 1) - p * (p + 1) / 2 * t ** (p + 2)
+    phi = torch.where(t >= 1, 0.0, charges / r * psi * envelope)
+    return phi.new_zeros(num_nodes).index_add(0, edge_index[0].long(), phi)
+
+
+def _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff):
+    """Per edge: a in 1/A, prefactor Z_i Z_j, and 1/cutoff."""
+    types = atom_types.long()[edge_index.long()]
+    z = atomic_numbers.double()[types]
+    a = (z[0] ** SCREENING_POWER + z[1] ** SCREENING_POWER) / SCREENING_LENGTH
+    if cutoff.dim() == 2:
+        s = 1 / cutoff.double()[types[0], types[1]]
+    else:
+        s = cutoff.double() / edge_length.detach().double().clamp(min=R_MIN)
+    return a, prefactor.double() * z[0] * z[1], s
+
+
+def _derivative(edge_length, a, charges, s, p: float, n: int) -> Tensor:
+    """phi^(n) per edge in closed form, because an operator's body has no autograd of its own.
+
+    v = psi(a r) / r has r v = psi, so r v^(n) + n v^(n-1) = psi^(n).
+    """
+    r = edge_length.double()
+    close = r < R_MIN
+    r = r.clamp(min=R_MIN)
+    t = r * s
+    v: list[Tensor] = []
+    for k in range(n + 1):
+        psi = sum(c * (-d * a) ** k * torch.exp(-d * a * r) for c, d in SCREENING)
+        v.append((psi - k * v[-1] if k else psi) / r)
+    slope = -p * (p + 1) * (p + 2) / 2
+    u = [
+        1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * p * (p + 1) / 2)),
+        slope * t ** (p - 1) * (1 - t) ** 2 * s,
+        slope * t ** (p - 2) * (1 - t) * ((p - 1) - (p + 1) * t) * s**2,
+        slope
+        * t ** (p - 3)
+        * ((p - 1) * (p - 2) - 2 * p * (p - 1) * t + p * (p + 1) * t**2)
+        * s**3,
+    ]
+    phi = charges * sum(comb(n, k) * v[n - k] * u[k] for k in range(n + 1))
+    outside = t >= 1
+    return torch.where(outside | close if n else outside, 0.0, phi)
+
+
+def _reference_edges(edge_length, weight, cutoff, edge_index, atom_types, numbers, prefactor, p, n):
+    a, charges, s = _pairs(edge_length, edge_index, atom_types, numbers, prefactor, cutoff)
+    phi = _derivative(edge_length, a, charges, s, p, n)
+    return phi if weight is None else phi * weight
+
+
+# ---------------------------------------------------------------- the operators
+
+
+def _assert_in_range(index: Tensor, name: str, size: int, what: str) -> None:
+    message = f"{name}: every entry must lie in [0, {what})"
+    torch._assert_async(((index >= 0) & (index < size)).all(), message)
+
+
+def _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes) -> None:
+    _assert_in_range(edge_index[0], "edge_index[0]", num_nodes, "num_nodes")
+    _assert_in_range(edge_index[1], "edge_index[1]", atom_types.shape[0], "atom_types.size(0)")
+    _assert_in_range(atom_types, "atom_types", atomic_numbers.shape[0], "atomic_numbers.size(0)")
+
+
+@torch.library.triton_op("fastmlip::zbl", mutates_args=())
+def _nodes(
+    edge_length: Tensor, weight: Tensor | None, cutoff: Tensor, edge_index: Tensor,
+    atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float, order: int,
+    num_nodes: int,
+) -> Tensor:  # fmt: skip
+    """``zbl(weight, order)`` of this page, ``[num_nodes]`` float64; weight as edge_length."""
+    which = backend.choose(edge_length)
+    operands = (edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p)
+    if which == "cpp":
+        return torch.ops.fastmlip.zbl_cpu(*operands, order, num_nodes)
+    _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes)
+    if which == "triton":
+        from fastmlip.kernels import zbl as kernels
+
+        return kernels.nodes(*operands, order, num_nodes)
+    phi = _reference_edges(*operands, order)
+    return phi.new_zeros(num_nodes).index_add(0, edge_index[0], phi)
+
+
+@torch.library.triton_op("fastmlip::zbl_backward", mutates_args=())
+def _edges(
+    grad: Tensor, edge_length: Tensor, weight: Tensor | None, cutoff: Tensor, edge_index: Tensor,
+    atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float, order: int,
+) -> Tensor:  # fmt: skip
+    """``zbl_backward(grad, weight, order)`` of this page, ``[E]``; grad is ``[num_nodes]``."""
+    which = backend.choose(edge_length)
+    operands = (edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p)
+    if which == "cpp":
+        return torch.ops.fastmlip.zbl_backward_cpu(grad, *operands, order)
+    _assert_indices(edge_index, atom_types, atomic_numbers, grad.shape[0])
+    if which == "triton":
+        from fastmlip.kernels import zbl as kernels
+
+        return kernels.edges(grad, *operands, order)
+    return (grad[edge_index[0]] * _reference_edges(*operands, order)).to(edge_length.dtype)
+
+
+# ---------------------------------------------------------------- their derivatives
+
+
+def _save_nodes(ctx, inputs, output) -> None:
+    *tensors, ctx.p, ctx.order, ctx.num_nodes = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _save_edges(ctx, inputs, output) -> None:
+    *tensors, ctx.p, ctx.order = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _next(order: int) -> int:
+    if order == MAX_ORDER:
+        raise NotImplementedError(f"ZBL has no derivatives beyond the order {MAX_ORDER}")
+    return order + 1
+
+
+def _formulas(nodes: Callable[..., Tensor], edges: Callable[..., Tensor]):
+    """Derivatives of a pair of operators by themselves, as this page states them."""
+
+    def nodes_vjp(ctx, k):
+        length, weight, *rest = ctx.saved_tensors
+        by_length = by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_length = edges(k, length, weight, *rest, ctx.p, _next(ctx.order))
+        if ctx.needs_input_grad[1]:
+            by_weight = edges(k, length, None, *rest, ctx.p, ctx.order)
+        return by_length, by_weight, *(None,) * 8
+
+    def edges_vjp(ctx, k):
+        grad, length, weight, *rest = ctx.saved_tensors
+        both = k if weight is None else k * weight
+        by_grad = by_length = by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_grad = nodes(length, both, *rest, ctx.p, ctx.order, grad.shape[0])
+        if ctx.needs_input_grad[1]:
+            by_length = edges(grad, length, both, *rest, ctx.p, _next(ctx.order))
+        if ctx.needs_input_grad[2]:
+            by_weight = edges(grad, length, k, *rest, ctx.p, ctx.order)
+        return by_grad, by_length, by_weight, *(None,) * 7
+
+    return nodes_vjp, edges_vjp
+
+
+def _register(nodes: Any, edges: Any) -> None:
+    nodes_vjp, edges_vjp = _formulas(nodes, edges)
+    torch.library.register_autograd(nodes, nodes_vjp, setup_context=_save_nodes)
+    torch.library.register_autograd(edges, edges_vjp, setup_context=_save_edges)
+
+
+_register(torch.ops.fastmlip.zbl.default, torch.ops.fastmlip.zbl_backward.default)
+
+if backend.load_extension() is None:
+    _NODES_CPU = torch.ops.fastmlip.zbl_cpu.default
+    _EDGES_CPU = torch.ops.fastmlip.zbl_backward_cpu.default
+    _register(_NODES_CPU, _EDGES_CPU)
+
+    @torch.library.register_fake("fastmlip::zbl_cpu")
+    def _(edge_length, weight, cutoff, edge_index, atom_types, numbers, prefactor, p, order, nodes):
+        return edge_length.new_empty((nodes,), dtype=torch.float64)
+
+    @torch.library.register_fake("fastmlip::zbl_backward_cpu")
+    def _(grad, edge_length, weight, cutoff, edge_index, types, numbers, prefactor, p, order):
+        return torch.empty_like(edge_length, memory_format=torch.contiguous_format)
+
+    # The same once more for eager calls: on a few thousand edges the Python around a registered
+    # formula takes longer than the kernel, and a Function has half of it. The operators keep their
+    # registered formulas for graphs, traced ones included, which hold the operators only.
+
+    _nodes_vjp, _edges_vjp = _formulas(
+        lambda *operands: _NodesFunction.apply(*operands),
+        lambda *operands: _EdgesFunction.apply(*operands),
+    )
+
+    class _NodesFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(*operands):
+            with torch._C._AutoDispatchBelowAutograd():
+                return _NODES_CPU(*operands)
+
+        setup_context = staticmethod(_save_nodes)
+        backward = staticmethod(_nodes_vjp)
+
+    class _EdgesFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(*operands):
+            with torch._C._AutoDispatchBelowAutograd():
+                return _EDGES_CPU(*operands)
+
+        setup_context = staticmethod(_save_edges)
+        backward = staticmethod(_edges_vjp)
+
+
+def _best_operator(edge_length: Tensor) -> Callable[..., Tensor]:
+    """What computes ``zbl``: on a CPU without the wrapper around the C++ operator, 15 us a call."""
+    if torch.compiler.is_compiling() or backend.choose(edge_length) != "cpp":
+        return torch.ops.fastmlip.zbl
+    if torch.is_grad_enabled() and edge_length.requires_grad:
+        return _NodesFunction.apply
+    return _NODES_CPU
