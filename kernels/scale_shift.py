@@ -72,8 +72,11 @@ def _scale_shift_sums_kernel(
         tl.store(at + num_types + k, tl.sum(tl.where(mine, g, 0.0)))
 
 
-def _run(kernel, programs: int, *operands, **constants) -> None:
-    torch.library.wrap_triton(kernel)[(programs,)](*operands, **constants)
+def _run(kernel, grid: tuple, *operands, **constants) -> None:
+    """Launch on a GPU (traceable: export and compile see the kernel), or under the interpreter."""
+    if isinstance(kernel, triton.runtime.JITFunction):
+        kernel = torch.library.wrap_triton(kernel)
+    kernel[grid](*operands, **constants)
 
 
 def _types(types: Tensor, num_atoms: int) -> Tensor:
@@ -96,7 +99,7 @@ def apply(
         types = _types(types, num_atoms)
     out = x.new_empty(x.shape, dtype=torch.float32 if single else torch.float64)
     _run(
-        _scale_shift_fwd_kernel, triton.cdiv(num_atoms, BLOCK),
+        _scale_shift_fwd_kernel, (triton.cdiv(num_atoms, BLOCK),),
         out, x, types, *values, num_atoms, num_types,
         PER_SCALE=per_scale, PER_SHIFT=per_shift, BLOCK=BLOCK,
     )  # fmt: skip
@@ -114,7 +117,7 @@ def sums(grad: Tensor, x: Tensor, types: Tensor, num_types: int) -> tuple[Tensor
         programs = triton.cdiv(num_atoms, BLOCK)
         parts = x.new_empty((programs, 2, num_types), dtype=torch.float64)
         _run(
-            _scale_shift_sums_kernel, programs,
+            _scale_shift_sums_kernel, (programs,),
             parts, grad, x, _types(types, num_atoms), num_atoms, num_types, BLOCK=BLOCK,
         )  # fmt: skip
         total = parts.sum(0).view(2, num_types, 1)
