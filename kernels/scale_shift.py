@@ -18,8 +18,10 @@ BLOCK = 1024  # atoms of a program
 def _at_type(values, t, known, mask, PER_TYPE: tl.constexpr):
     """``values[t]``; NaN for a type that there is not."""
     if PER_TYPE:
-        return tl.load(values + t, mask=mask & known, other=float("nan"))
-    return tl.load(values)
+        value = tl.load(values + t, mask=mask & known, other=float("nan"))
+    else:
+        value = tl.load(values)
+    return value
 
 
 @triton.jit
@@ -51,7 +53,8 @@ def _scale_shift_fwd_kernel(
 
 @triton.jit
 def _scale_shift_sums_kernel(
-    parts,  # [programs, 2, num_types]
+    dscales,  # [programs, num_types]
+    dshifts,
     grad,  # [N]
     x,  # [N]
     types,  # [N] or longer
@@ -65,11 +68,11 @@ def _scale_shift_sums_kernel(
     g = tl.load(grad + i, mask=mask, other=0.0).to(tl.float64)
     gx = g * tl.load(x + i, mask=mask, other=0.0).to(tl.float64)
     t = tl.load(types + i, mask=mask, other=-1)
-    at = parts + row * 2 * num_types
+    at = row * num_types
     for k in range(num_types):
         mine = t == k
-        tl.store(at + k, tl.sum(tl.where(mine, gx, 0.0)))
-        tl.store(at + num_types + k, tl.sum(tl.where(mine, g, 0.0)))
+        tl.store(dscales + at + k, tl.sum(tl.where(mine, gx, 0.0)))
+        tl.store(dshifts + at + k, tl.sum(tl.where(mine, g, 0.0)))
 
 
 def _run(kernel, grid: tuple, *operands, **constants) -> None:
@@ -111,14 +114,14 @@ def sums(grad: Tensor, x: Tensor, types: Tensor, num_types: int) -> tuple[Tensor
     num_atoms = x.shape[0]
     grad, x = grad.contiguous(), x.contiguous()
     if num_types == 1:
-        both = torch.stack([grad.double().flatten() * x.double().flatten(), grad.double().flatten()])
-        total = both.sum(1).view(2, 1, 1)
-    else:
-        programs = triton.cdiv(num_atoms, BLOCK)
-        parts = x.new_empty((programs, 2, num_types), dtype=torch.float64)
-        _run(
-            _scale_shift_sums_kernel, (programs,),
-            parts, grad, x, _types(types, num_atoms), num_atoms, num_types, BLOCK=BLOCK,
-        )  # fmt: skip
-        total = parts.sum(0).view(2, num_types, 1)
-    return total[0].clone(), total[1].clone()
+        grad = grad.double()
+        sums = (grad * x).sum(), grad.sum()
+        return sums[0].view(1, 1), sums[1].view(1, 1)
+    programs = triton.cdiv(num_atoms, BLOCK)
+    dscales = x.new_empty((programs, num_types), dtype=torch.float64)
+    dshifts = torch.empty_like(dscales)
+    _run(
+        _scale_shift_sums_kernel, (programs,),
+        dscales, dshifts, grad, x, _types(types, num_atoms), num_atoms, num_types, BLOCK=BLOCK,
+    )  # fmt: skip
+    return dscales.sum(0).view(num_types, 1), dshifts.sum(0).view(num_types, 1)

@@ -168,9 +168,14 @@ def _vjp(apply, sums, ctx, grad):
         dscales, dshifts = sums(grad, x, types, scales.shape[0])
     if not to_shifts:
         dshifts = None
-    elif not to_scales or (scales.shape[0] == 1) != (shifts.shape[0] == 1):
+    elif not to_scales or _for_all(scales) != _for_all(shifts):
         dshifts = sums(grad, grad, types, shifts.shape[0])[1]
     return dx, None, dscales, dshifts, None
+
+
+def _for_all(values: Tensor) -> bool:
+    """Whether it is one value for all types: a fixed fact also where sizes are symbols."""
+    return True if values.shape[0] == 1 else False  # noqa: SIM210 (a bool, not a symbolic one)
 
 
 def _save_sums(ctx, inputs, output) -> None:
