@@ -154,28 +154,28 @@ def _sums_operator(
 
 def _save(ctx, inputs, output) -> None:
     x, types, scales, shifts, _ = inputs
-    with_x = ctx.needs_input_grad[2]
-    ctx.save_for_backward(x if with_x else None, types, scales, shifts)
+    ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, types, scales)
+    ctx.num_shifts = None if shifts is None else shifts.shape[0]
     ctx.single = x.dtype is torch.float32
 
 
 def _vjp(apply, sums, ctx, grad):
-    x, types, scales, shifts = ctx.saved_tensors
-    to_x, _, to_scales, to_shifts = ctx.needs_input_grad[:4]
+    x, types, scales = ctx.saved_tensors
+    to_x, _, to_scales, to_shifts, *_ = ctx.needs_input_grad
     dx = apply(grad, types, scales, None, ctx.single) if to_x else None
     dscales = dshifts = None
     if to_scales:
         dscales, dshifts = sums(grad, x, types, scales.shape[0])
     if not to_shifts:
         dshifts = None
-    elif not to_scales or _for_all(scales) != _for_all(shifts):
-        dshifts = sums(grad, grad, types, shifts.shape[0])[1]
+    elif not to_scales or _is_one(scales.shape[0]) != _is_one(ctx.num_shifts):
+        dshifts = sums(grad, grad, types, ctx.num_shifts)[1]
     return dx, None, dscales, dshifts, None
 
 
-def _for_all(values: Tensor) -> bool:
-    """Whether it is one value for all types: a fixed fact also where sizes are symbols."""
-    return True if values.shape[0] == 1 else False  # noqa: SIM210 (a bool, not a symbolic one)
+def _is_one(size) -> bool:
+    """Of a number of values: a fixed fact also where sizes are symbols."""
+    return True if size == 1 else False  # noqa: SIM210 (a bool, not a symbolic one)
 
 
 def _save_sums(ctx, inputs, output) -> None:
