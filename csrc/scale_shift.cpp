@@ -140,9 +140,11 @@ int64_t sum(Rows grad, Rows x, Types types, double* dscales, double* dshifts, in
             const auto* g = static_cast<const decltype(g_tag)*>(grad.data);
             const auto* rows = static_cast<const decltype(x_tag)*>(x.data);
             const auto* index = static_cast<const decltype(index_tag)*>(types.data);
-            return (num_types == 1 ? sum_chunk<false, decltype(g_tag), decltype(x_tag), decltype(index_tag)>
-                                   : sum_chunk<true, decltype(g_tag), decltype(x_tag), decltype(index_tag)>)(
-                g, rows, index, num_types, lanes.data(), begin, end);
+            return (num_types == 1
+                        ? sum_chunk<false, decltype(g_tag), decltype(x_tag), decltype(index_tag)>
+                        : sum_chunk<true, decltype(g_tag), decltype(x_tag),
+                                    decltype(index_tag)>)(g, rows, index, num_types, lanes.data(),
+                                                          begin, end);
           });
         });
       });

@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -115,9 +116,10 @@ def test_copies_work(way):
 # ---------------------------------------------------------------- what one may write
 
 
-@pytest.mark.parametrize(
-    "values", [[1.5, -0.3, 2.25], (1.5, -0.3, 2.25), torch.tensor([1.5, -0.3, 2.25], dtype=torch.float64), BY_NAME]
-)
+LIST = list(BY_NAME.values())
+
+
+@pytest.mark.parametrize("values", [LIST, tuple(LIST), np.array(LIST), BY_NAME])
 def test_lists_stand_in_the_order_of_the_type_names(values):
     module = ours(scales=values, shifts=values)
     want = stock(scales=BY_NAME, shifts=BY_NAME)
@@ -125,17 +127,33 @@ def test_lists_stand_in_the_order_of_the_type_names(values):
 
 
 BAD = {
-    "short list": ({"shifts": [1.0, 2.0]}, ValueError, r"shifts: expected 3 values.*got 2: no value for \['O'\]"),
+    "short list": (
+        {"shifts": [1.0, 2.0]},
+        ValueError,
+        r"shifts: expected 3 values.*2: no value for \['O'\]",
+    ),
     "long list": ({"scales": [1.0] * 4}, ValueError, r"scales: .*got 4: no type name for \[1.0\]"),
-    "unknown name": ({"shifts": {**BY_NAME, "Xx": 1.0}}, ValueError, r"shifts: .*unknown: \['Xx'\], missing: \[\]"),
+    "unknown name": (
+        {"shifts": {**BY_NAME, "Xx": 1.0}},
+        ValueError,
+        r"shifts: .*unknown: \['Xx'\], missing: \[\]",
+    ),
     "missing name": ({"shifts": {"Na": 1.0, "O": 1.0}}, ValueError, r"shifts: .*missing: \['Cl'\]"),
-    "nan": ({"shifts": {**BY_NAME, "Cl": float("nan")}}, ValueError, "shifts: expected a finite value, got nan for Cl"),
-    "inf": ({"scales": [1.0, 2.0, float("inf")]}, ValueError, "scales: expected a finite value, got inf for O"),
+    "nan": (
+        {"shifts": {**BY_NAME, "Cl": float("nan")}},
+        ValueError,
+        "shifts: expected a finite value, got nan for Cl",
+    ),
+    "inf": (
+        {"scales": [1.0, 2.0, float("inf")]},
+        ValueError,
+        "scales: expected a finite value, got inf for O",
+    ),
     "one nan": ({"scales": float("nan")}, ValueError, "scales: .*got nan for all types"),
     "text": ({"scales": "forces_rms"}, TypeError, "scales: expected a number.*'forces_rms'"),
     "None inside": ({"scales": {**BY_NAME, "O": None}}, TypeError, "scales: .*None for O"),
     "bool": ({"shifts": True}, TypeError, "shifts: .*True"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -247,7 +265,7 @@ def values(model):
 def test_nequips_modifier_keeps_working(together):
     old = modify(build("tiny", "float64"), [CHANGE])
     new = build("tiny", "float64")
-    for modifiers in ([[ENABLE, CHANGE, ENABLE]] if together else [[ENABLE], [CHANGE]]):
+    for modifiers in [[ENABLE, CHANGE, ENABLE]] if together else [[ENABLE], [CHANGE]]:
         new = modify(new, modifiers)
     module, got = values(new)
     assert got == values(old)[1] == [[3.0] * 3, [0.0, 5.0, 0.0]]
@@ -291,6 +309,6 @@ def test_modules_that_differ_are_left_and_said(what):
     old = stock(**SETTINGS["per type"])
     UNKNOWN[what](old)
     model = torch.nn.Sequential(old)
-    with pytest.raises(ValueError, match="shape|float64|out_dtype"):
+    with pytest.raises(ValueError, match=r"shape|float64|out_dtype"):
         fastmlip.accelerate(model)
     assert model[0] is old

@@ -55,7 +55,9 @@ def test_reference_is_the_formula():
         [scales[t, 0].item() * value.item() + shifts[t, 0].item()]
         for t, value in zip(types.tolist(), x, strict=True)
     ]
-    assert_close(OP.reference(x, types, scales, shifts, (True, True)), torch.tensor(want, dtype=x.dtype))
+    assert_close(
+        OP.reference(x, types, scales, shifts, (True, True)), torch.tensor(want, dtype=x.dtype)
+    )
 
 
 LAYOUTS = {
@@ -146,14 +148,34 @@ def test_only_the_gradients_asked_for(needs):
 
 
 BAD = {
-    "integer x": ({"x": torch.ones(37, 1).long()}, TypeError, "x: expected a floating dtype.*int64"),
-    "float types": ({"types": torch.zeros(37)}, TypeError, "types: expected int32 or int64.*float32"),
-    "float32 scales": ({"scales": torch.ones(5, 1)}, TypeError, "scales: expected float64.*float32"),
-    "flat shifts": ({"shifts": torch.ones(5).double()}, ValueError, r"shifts: expected shape.*\(5,\)"),
-    "few types": ({"types": torch.zeros(9).long()}, RuntimeError, "types: .*at least N = 37.*got 9"),
+    "integer x": (
+        {"x": torch.ones(37, 1).long()},
+        TypeError,
+        "x: expected a floating dtype.*int64",
+    ),
+    "float types": (
+        {"types": torch.zeros(37)},
+        TypeError,
+        "types: expected int32 or int64.*float32",
+    ),
+    "float32 scales": (
+        {"scales": torch.ones(5, 1)},
+        TypeError,
+        "scales: expected float64.*float32",
+    ),
+    "flat shifts": (
+        {"shifts": torch.ones(5).double()},
+        ValueError,
+        r"shifts: expected shape.*\(5,\)",
+    ),
+    "few types": (
+        {"types": torch.zeros(9).long()},
+        RuntimeError,
+        "types: .*at least N = 37.*got 9",
+    ),
     "unequal": ({"shifts": torch.ones(4, 1).double()}, RuntimeError, "shifts: expected as many"),
     "wide x": ({"x": torch.ones(37, 2)}, RuntimeError, r"x: expected shape \[N\] or \[N, 1\]"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

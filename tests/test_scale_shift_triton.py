@@ -82,7 +82,9 @@ else:
     def launched(case, dtype, monkeypatch):
         """The launches of the forward pass, its gradient and the sums, on meta tensors."""
         calls = []
-        monkeypatch.setattr(kernels, "_run", lambda kernel, grid, *a, **c: calls.append((kernel, a, c)))
+        monkeypatch.setattr(
+            kernels, "_run", lambda kernel, grid, *a, **c: calls.append((kernel, a, c))
+        )
         inputs = OP.make_inputs(case, dtype)
         x, types, *values = (t.to("meta") for t in inputs)
         values = [v if there else None for v, there in zip(values, case.problem, strict=True)]
@@ -150,7 +152,9 @@ else:
             values = [torch.empty(number, 1, device="cuda", dtype=torch.float64) for _ in "ab"]
             free = {0: Dim.DYNAMIC}
             exported = export(
-                Ladder(), (x, x.double(), types, *values), dynamic_shapes=(free, free, free, None, None)
+                Ladder(),
+                (x, x.double(), types, *values),
+                dynamic_shapes=(free, free, free, None, None),
             )
         out, dx, *sums = [n.meta["val"] for n in exported.graph_module.graph.output_node().args[0]]
         assert isinstance(out.shape[0], torch.SymInt) and out.device.type == "cuda"

@@ -49,8 +49,7 @@ Values values(const char* name, const std::optional<Tensor>& t) {
 
 Types atom_types(const Tensor& t, int64_t num_atoms) {
   const ScalarType dtype = t.scalar_type();
-  expect(dtype == ScalarType::Long || dtype == ScalarType::Int,
-         "types: expected int32 or int64");
+  expect(dtype == ScalarType::Long || dtype == ScalarType::Int, "types: expected int32 or int64");
   expect(t.numel() >= num_atoms, "types: expected at least N = " + std::to_string(num_atoms) +
                                      " entries, got " + std::to_string(t.numel()));
   return {t.const_data_ptr(), dtype == ScalarType::Int};
@@ -97,11 +96,10 @@ std::tuple<Tensor, Tensor> scale_shift_sums_cpu(const Tensor& grad_any, const Te
   const Rows g = rows("grad", grad, num_atoms), in = rows("x", x, num_atoms);
   const Types index = num_types > 1 ? atom_types(types, num_atoms) : Types{nullptr, false};
   Tensor dscales = empty(num_types, 1, 2, false), dshifts = empty(num_types, 1, 2, false);
-  expect_types(
-      scale_shift().sum(g, in, index, dscales.mutable_data_ptr<double>(),
-                        dshifts.mutable_data_ptr<double>(), num_types, num_atoms, parallel_for,
-                        parts(num_atoms)),
-      index, num_types);
+  expect_types(scale_shift().sum(g, in, index, dscales.mutable_data_ptr<double>(),
+                                 dshifts.mutable_data_ptr<double>(), num_types, num_atoms,
+                                 parallel_for, parts(num_atoms)),
+               index, num_types);
   return {dscales, dshifts};
 }
 

@@ -45,7 +45,10 @@ def accelerate(model: Model) -> Model:
         reasons = "; ".join(f"{row.path or 'the model itself'}: {row.reason}" for row in kept)
         raise ValueError(
             f"nothing to accelerate in {type(model).__name__}: "
-            + (reasons or "it has no module that fastmlip knows (such as NequIP's TensorProductScatter)")
+            + (
+                reasons
+                or "it has no module that fastmlip knows (such as NequIP's TensorProductScatter)"
+            )
         )
     if kept:
         reasons = "; ".join(f"{row.path}: {row.reason}" for row in kept)

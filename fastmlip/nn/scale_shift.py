@@ -157,5 +157,5 @@ def as_list(name: str, given: Any, type_names: Sequence[str]) -> list[float]:
 
 def _unmatched(given: Sequence[Any], type_names: Sequence[str]) -> str:
     if len(given) < len(type_names):
-        return f"no value for {list(type_names)[len(given):]}"
-    return f"no type name for {list(given)[len(type_names):]}"
+        return f"no value for {list(type_names)[len(given) :]}"
+    return f"no type name for {list(given)[len(type_names) :]}"

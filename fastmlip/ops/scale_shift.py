@@ -74,9 +74,7 @@ def _as_float(x: Tensor) -> Tensor:
 def _refuse(name: str, values: Tensor) -> None:
     if values.dtype is not torch.float64:
         raise TypeError(f"{name}: expected float64, got {values.dtype}")
-    raise ValueError(
-        f"{name}: expected shape [num_types, 1] or [1, 1], got {tuple(values.shape)}"
-    )
+    raise ValueError(f"{name}: expected shape [num_types, 1] or [1, 1], got {tuple(values.shape)}")
 
 
 # ---------------------------------------------------------------- reference, in plain PyTorch
@@ -135,9 +133,7 @@ def _operator(
 
 
 @torch.library.triton_op("fastmlip::scale_shift_sums", mutates_args=())
-def _sums_operator(
-    grad: Tensor, x: Tensor, types: Tensor, num_types: int
-) -> tuple[Tensor, Tensor]:
+def _sums_operator(grad: Tensor, x: Tensor, types: Tensor, num_types: int) -> tuple[Tensor, Tensor]:
     """Per type, the sums of ``grad * x`` and of ``grad``: each ``[num_types, 1]``, float64."""
     which = backend.choose(x)
     if which == "cpp":

@@ -41,7 +41,7 @@ def fast_class(host: type[torch.nn.Module]) -> type[torch.nn.Module]:
     return type("FastPerTypeScaleShift", (FastPerTypeScaleShift, host), {"__module__": __name__})
 
 
-def _empty(host: type[torch.nn.Module]) -> torch.nn.Module:
+def _empty(host: Any) -> torch.nn.Module:
     new = fast_class(host).__new__(fast_class(host))
     torch.nn.Module.__init__(new)
     return new

@@ -65,9 +65,7 @@ def make_inputs(
 
 def _without(function):
     def run(x, types, scales, shifts, problem):
-        return function(
-            x, types, scales if problem[0] else None, shifts if problem[1] else None
-        )
+        return function(x, types, scales if problem[0] else None, shifts if problem[1] else None)
 
     return run
 
