@@ -47,7 +47,7 @@ def accelerate(model: Model) -> Model:
             f"nothing to accelerate in {type(model).__name__}: "
             + (
                 reasons
-                or "it has no module that fastmlip knows (a NequIP TensorProductScatter or ZBL)"
+                or "it has no module that fastmlip knows (such as NequIP's TensorProductScatter)"
             )
         )
     if kept:

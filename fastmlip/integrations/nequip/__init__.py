@@ -15,24 +15,31 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmlip import nn
-from fastmlip.integrations.nequip import tensor_product_scatter, zbl
+from fastmlip.integrations.nequip import per_type_scale_shift, tensor_product_scatter, zbl
 
 
 class Swap(NamedTuple):
-    """What takes the place of a host class: ``fast(old)``, where ``unsupported(old)`` is empty."""
+    """What takes the place of a host class, where ``unsupported(old)`` is empty: ``make(old)``, of
+    the class ``fast``; ``fast(old)`` where ``make`` is not given."""
 
-    fast: type[torch.nn.Module]
+    fast: type
     unsupported: Callable[[torch.nn.Module], str]
+    make: Callable[[torch.nn.Module], torch.nn.Module] | None = None
 
 
 SWAPS = {
     "TensorProductScatter": Swap(
         tensor_product_scatter.FastTensorProductScatter, tensor_product_scatter.unsupported
     ),
+    "PerTypeScaleShift": Swap(
+        per_type_scale_shift.FastPerTypeScaleShift,
+        per_type_scale_shift.unsupported,
+        per_type_scale_shift.replace,
+    ),
     "ZBL": Swap(zbl.FastZBL, zbl.unsupported),
 }
 # modules of fastmlip.nn that a config can name itself count as swapped
-FAST = (*(swap.fast for swap in SWAPS.values()), nn.ZBL)
+FAST = (*(swap.fast for swap in SWAPS.values()), nn.PerTypeScaleShift, nn.ZBL)
 
 
 def judge(module: torch.nn.Module) -> tuple[str, str] | None:
@@ -51,7 +58,8 @@ def judge(module: torch.nn.Module) -> tuple[str, str] | None:
 
 def replace(old: torch.nn.Module) -> torch.nn.Module:
     """The new module for a ``ready`` one, on its device and in its training mode."""
-    new = SWAPS[type(old).__name__].fast(old)
+    swap = SWAPS[type(old).__name__]
+    new = (swap.make or swap.fast)(old)
     tensor = next(itertools.chain(old.parameters(), old.buffers()), None)
     return new.to(device=None if tensor is None else tensor.device).train(old.training)
 
@@ -66,13 +74,18 @@ def after_swap(model: torch.nn.Module) -> None:
 
 
 def modifiers(model: torch.nn.Module) -> dict[str, Callable[..., Any]]:
-    """``{"enable_FastMLIP": ...}`` for a model with a module of this folder, else ``{}``."""
-    known = any(judge(module) for module in model.modules())
-    return {"enable_FastMLIP": _modifier()} if known else {}
+    """``{"enable_FastMLIP": ...}`` for a model with a module of this folder, else ``{}``; and our
+    ``modify_PerTypeScaleShift`` for a model with our modules of that kind."""
+    found = {}
+    if any(judge(module) for module in model.modules()):
+        found["enable_FastMLIP"] = _modifiers().enable_FastMLIP
+    if any(per_type_scale_shift.is_ours(module) for module in model.modules()):
+        found["modify_PerTypeScaleShift"] = _modifiers().modify_PerTypeScaleShift
+    return found
 
 
 @cache
-def _modifier() -> Callable[..., Any]:
+def _modifiers() -> Any:
     from nequip.nn.model_modifier_utils import model_modifier
 
     from fastmlip.integrations.swap import accelerate
@@ -91,4 +104,13 @@ def _modifier() -> Callable[..., Any]:
             """
             return accelerate(model)
 
-    return FastMLIP.enable_FastMLIP
+        @model_modifier(persistent=True, private=False)
+        @classmethod
+        def modify_PerTypeScaleShift(cls, model: torch.nn.Module, **changes: Any):
+            """
+            Modify per-type scales and shifts: ``scales``, ``shifts``, each a number or a dict by
+            type name, and ``scales_trainable``, ``shifts_trainable``.
+            """
+            return per_type_scale_shift.modify(model, **changes)
+
+    return FastMLIP

@@ -1,0 +1,277 @@
+"""Scale and shift of per-atom energies by type, in float64.
+
+With the type t_i of atom i, scales alpha and shifts E0::
+
+    out[i] = alpha[t_i] * x[i] + E0[t_i]
+
+in one pass, the cast to float64 included. One value for all types (``[1, 1]``) reads no types.
+Where ``x[i]`` is zero, as for an atom without neighbours, ``out[i]`` is ``E0[t_i]`` to the bit.
+
+Two operators are each other's derivatives to every order, because ``out`` is linear in x and in
+(alpha, E0), and the second is the transpose of the first in (alpha, E0)::
+
+    scale_shift(x; alpha, E0)[i] = alpha[t_i] x[i] + E0[t_i]
+        d/dx                     = scale_shift(grad; alpha, none)
+        d/d(alpha, E0)           = scale_shift_sums(grad, x)
+    scale_shift_sums(g, x)[t]    = (sum of g[i] x[i], sum of g[i]) over atoms i of type t
+        d/dg                     = scale_shift(x; h_alpha, h_E0)
+        d/dx                     = scale_shift(g; h_alpha, none)
+
+The sums run over fixed blocks of atoms in a fixed order: the same bits in every run and for any
+number of threads.
+
+Both are small, and at a hundred atoms their dispatch is all they cost. So tensors on a CPU that
+run eagerly take a short way: a ``torch.autograd.Function`` straight around the C++ operators, which
+have formulas of their own for graphs that were traced through it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from fastmlip import backend
+
+Tensor = torch.Tensor
+FLOATS, INTEGERS = (torch.float32, torch.float64), (torch.int32, torch.int64)
+
+
+def scale_shift(
+    x: Tensor, types: Tensor, scales: Tensor | None = None, shifts: Tensor | None = None
+) -> Tensor:
+    """``scales[types] * x + shifts[types]`` in float64, in the shape of ``x``.
+
+    Args:
+        x: energies ``[N]`` or ``[N, 1]``, float32 or float64 (other floats: cast to float32 first).
+        types: at least N types, int32 or int64, in ``[0, num_types)``; more, as for ghost atoms,
+            are not read. ``[N]`` or ``[N, 1]``.
+        scales: ``[num_types, 1]``, or ``[1, 1]`` for all types, float64; None is 1.
+        shifts: likewise, in the units of ``x`` times those of ``scales``; None is 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what was expected.
+        RuntimeError: a type out of range, with its position, or fewer types than atoms. On a GPU
+            the energy of an atom with such a type is NaN.
+    """
+    if x.dtype not in FLOATS:
+        x = _as_float(x)
+    if types.dtype not in INTEGERS:
+        raise TypeError(f"types: expected int32 or int64, got {types.dtype}")
+    if scales is not None and (scales.dtype is not torch.float64 or scales.dim() != 2):
+        _refuse("scales", scales)
+    if shifts is not None and (shifts.dtype is not torch.float64 or shifts.dim() != 2):
+        _refuse("shifts", shifts)
+    return _apply(x, types, scales, shifts, False)
+
+
+def _as_float(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
+    return x.float()
+
+
+def _refuse(name: str, values: Tensor) -> None:
+    if values.dtype is not torch.float64:
+        raise TypeError(f"{name}: expected float64, got {values.dtype}")
+    raise ValueError(f"{name}: expected shape [num_types, 1] or [1, 1], got {tuple(values.shape)}")
+
+
+# ---------------------------------------------------------------- reference, in plain PyTorch
+
+
+def reference(
+    x: Tensor,
+    types: Tensor,
+    scales: Tensor | None = None,
+    shifts: Tensor | None = None,
+    single: bool = False,
+) -> Tensor:
+    """The formula of this page; differentiable by torch's own autograd to any order."""
+    out = x.double()
+    if scales is not None:
+        out = _gathered(scales, types, x) * out
+    if shifts is not None:
+        out = out + _gathered(shifts, types, x)
+    return out.float() if single else out
+
+
+def _gathered(values: Tensor, types: Tensor, x: Tensor) -> Tensor:
+    if values.shape[0] == 1:
+        return values[0]
+    types = types.reshape(-1)[: x.shape[0]]
+    return values.flatten().index_select(0, types).reshape(x.shape)
+
+
+def _reference_sums(grad: Tensor, x: Tensor, types: Tensor, num_types: int):
+    grad, x = grad.double().flatten(), x.double().flatten()
+    both = torch.stack([grad * x, grad], 1)
+    if num_types == 1:
+        sums = both.sum(0, keepdim=True)
+    else:
+        types = types.reshape(-1)[: x.shape[0]]
+        sums = both.new_zeros((num_types, 2)).index_add(0, types, both)
+    return sums[:, :1].clone(), sums[:, 1:].clone()
+
+
+# ---------------------------------------------------------------- the operators
+
+
+@torch.library.triton_op("fastmlip::scale_shift", mutates_args=())
+def _operator(
+    x: Tensor, types: Tensor, scales: Tensor | None, shifts: Tensor | None, single: bool
+) -> Tensor:
+    """``single`` gives float32, for gradients to float32 energies."""
+    which = backend.choose(x)
+    if which == "cpp":
+        return torch.ops.fastmlip.scale_shift_cpu(x, types, scales, shifts, single)
+    if which == "triton":
+        from fastmlip.kernels import scale_shift as kernels
+
+        return kernels.apply(x, types, scales, shifts, single)
+    return reference(x, types, scales, shifts, single).clone(memory_format=torch.contiguous_format)
+
+
+@torch.library.triton_op("fastmlip::scale_shift_sums", mutates_args=())
+def _sums_operator(grad: Tensor, x: Tensor, types: Tensor, num_types: int) -> tuple[Tensor, Tensor]:
+    """Per type, the sums of ``grad * x`` and of ``grad``: each ``[num_types, 1]``, float64."""
+    which = backend.choose(x)
+    if which == "cpp":
+        return torch.ops.fastmlip.scale_shift_sums_cpu(grad, x, types, num_types)
+    if which == "triton":
+        from fastmlip.kernels import scale_shift as kernels
+
+        return kernels.sums(grad, x, types, num_types)
+    return _reference_sums(grad, x, types, num_types)
+
+
+# ---------------------------------------------------------------- their derivatives
+
+
+def _save(ctx, inputs, output) -> None:
+    x, types, scales, shifts, _ = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, types, scales)
+    ctx.num_shifts = None if shifts is None else shifts.shape[0]
+    ctx.single = x.dtype is torch.float32
+
+
+def _vjp(apply, sums, ctx, grad):
+    x, types, scales = ctx.saved_tensors
+    to_x, _, to_scales, to_shifts, *_ = ctx.needs_input_grad
+    dx = apply(grad, types, scales, None, ctx.single) if to_x else None
+    dscales = dshifts = None
+    if to_scales:
+        dscales, dshifts = sums(grad, x, types, scales.shape[0])
+    if not to_shifts:
+        dshifts = None
+    elif not to_scales or _is_one(scales.shape[0]) != _is_one(ctx.num_shifts):
+        dshifts = sums(grad, grad, types, ctx.num_shifts)[1]
+    return dx, None, dscales, dshifts, None
+
+
+def _is_one(size) -> bool:
+    """Of a number of values: a fixed fact also where sizes are symbols."""
+    return True if size == 1 else False  # noqa: SIM210 (a bool, not a symbolic one)
+
+
+def _save_sums(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:3])
+
+
+def _sums_vjp(apply, ctx, hscales, hshifts):
+    grad, x, types = ctx.saved_tensors
+    to_grad, to_x = ctx.needs_input_grad[:2]
+    single = [t.dtype is torch.float32 for t in (grad, x)]
+    dgrad = apply(x, types, hscales, hshifts, single[0]) if to_grad else None
+    dx = apply(grad, types, hscales, None, single[1]) if to_x else None
+    return dgrad, dx, None, None
+
+
+def _register(apply, sums) -> None:
+    torch.library.register_autograd(apply, partial(_vjp, apply, sums), setup_context=_save)
+    torch.library.register_autograd(sums, partial(_sums_vjp, apply), setup_context=_save_sums)
+
+
+OPERATORS = (torch.ops.fastmlip.scale_shift.default, torch.ops.fastmlip.scale_shift_sums.default)
+CPP_OPERATORS = OPERATORS
+_register(*OPERATORS)
+
+if backend.load_extension() is None:
+    CPP_OPERATORS = (
+        torch.ops.fastmlip.scale_shift_cpu.default,
+        torch.ops.fastmlip.scale_shift_sums_cpu.default,
+    )
+    _register(*CPP_OPERATORS)
+
+    @torch.library.register_fake("fastmlip::scale_shift_cpu")
+    def _(x, types, scales, shifts, single):
+        return x.new_empty(x.shape, dtype=torch.float32 if single else torch.float64)
+
+    @torch.library.register_fake("fastmlip::scale_shift_sums_cpu")
+    def _(grad, x, types, num_types):
+        shape, dtype = (num_types, 1), torch.float64
+        return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+
+
+# ---------------------------------------------------------------- the short way
+
+
+_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _run(which: int, x: Tensor, *operands):
+    """Operator 0 or 1, below autograd; straight to its CPU kernel where nothing can be watching."""
+    if backend.choose(x) != "cpp":
+        operator = OPERATORS[which]
+    else:
+        operator = CPP_OPERATORS[which]
+        if (
+            type(x) in _PLAIN
+            and not torch._C._len_torch_dispatch_stack()
+            and not torch._C._are_functorch_transforms_active()
+        ):
+            return operator.redispatch(_CPU, *operands)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*operands)
+
+
+def _apply(x, types, scales, shifts, single):
+    """``fastmlip::scale_shift`` with the least dispatch: a few microseconds instead of fifty."""
+    if torch.compiler.is_compiling():
+        return OPERATORS[0](x, types, scales, shifts, single)
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or (scales is not None and scales.requires_grad)
+        or (shifts is not None and shifts.requires_grad)
+    ):
+        return _Apply.apply(x, types, scales, shifts, single)
+    return _run(0, x, x, types, scales, shifts, single)
+
+
+def _sums(grad, x, types, num_types):
+    if torch.is_grad_enabled() and (grad.requires_grad or x.requires_grad):
+        return _Sums.apply(grad, x, types, num_types)
+    return _run(1, x, grad, x, types, num_types)
+
+
+class _Apply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        _save(ctx, inputs, None)
+        return _run(0, inputs[0], *inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _vjp(_apply, _sums, ctx, grad)
+
+
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        _save_sums(ctx, inputs, None)
+        return _run(1, inputs[1], *inputs)
+
+    @staticmethod
+    def backward(ctx, hscales, hshifts):
+        return _sums_vjp(_apply, ctx, hscales, hshifts)
