@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastmlip.integrations.nequip import tensor_product_scatter
+from fastmlip.integrations.nequip import edge_embedding, tensor_product_scatter
 
 
 class Swap(NamedTuple):
@@ -28,15 +28,22 @@ SWAPS = {
     "TensorProductScatter": Swap(
         tensor_product_scatter.FastTensorProductScatter, tensor_product_scatter.unsupported
     ),
+    "SphericalHarmonics": Swap(
+        edge_embedding.FastSphericalHarmonics, edge_embedding.unsupported_harmonics
+    ),
 }
-FAST = tuple(swap.fast for swap in SWAPS.values())
+FAST = (*(swap.fast for swap in SWAPS.values()), *edge_embedding.FAST)
 
 
-def judge(module: torch.nn.Module) -> tuple[str, str] | None:
-    """``(status, reason)`` of a module that this folder knows, None for any other."""
+def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | None:
+    """``(status, reason)`` of a module of ``model`` that this folder knows, None for any other."""
     if isinstance(module, FAST):
         return "swapped", ""
     name = type(module).__name__
+    if name in edge_embedding.PARTS:
+        return edge_embedding.judge(module, model)
+    if name == "SphericalHarmonics":
+        return edge_embedding.judge_harmonics(module, model)
     host = next((host for host in SWAPS if name.endswith(host)), None)
     if host is None:
         return None
@@ -46,9 +53,11 @@ def judge(module: torch.nn.Module) -> tuple[str, str] | None:
     return ("kept", reason) if reason else ("ready", "")
 
 
-def replace(old: torch.nn.Module) -> torch.nn.Module:
-    """The new module for a ``ready`` one, on its device and in its training mode."""
-    new = SWAPS[type(old).__name__].fast(old)
+def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
+    """The new module for a ``ready`` one of ``model``, on its device and in its training mode."""
+    name = type(old).__name__
+    chained = name in edge_embedding.PARTS
+    new = edge_embedding.replace(old, model) if chained else SWAPS[name].fast(old)
     tensor = next(itertools.chain(old.parameters(), old.buffers()), None)
     return new.to(device=None if tensor is None else tensor.device).train(old.training)
 
@@ -64,7 +73,7 @@ def after_swap(model: torch.nn.Module) -> None:
 
 def modifiers(model: torch.nn.Module) -> dict[str, Callable[..., Any]]:
     """``{"enable_FastMLIP": ...}`` for a model with a module of this folder, else ``{}``."""
-    known = any(judge(module) for module in model.modules())
+    known = any(judge(module, model) for module in model.modules())
     return {"enable_FastMLIP": _modifier()} if known else {}
 
 
