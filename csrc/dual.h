@@ -38,9 +38,15 @@ inline Real select(Mask mask, Real x, Real y) { return mask ? x : y; }
 inline Dual select(Mask mask, Dual x, Dual y) { return {mask ? x.a : y.a, mask ? x.b : y.b}; }
 
 inline bool any(Mask mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
   int64_t result = 0;
   for (int i = 0; i < kLanes<double>; ++i) result |= mask[i];
   return result != 0;
+#endif
 }
 
 inline Real square_root(Real x) {

@@ -60,15 +60,27 @@ struct Harmonics {
 // 0.
 template <class T>
 void gather(const T* rows, int64_t columns, int count, Real* to) {
-  if (count < L) std::fill(to, to + columns, Real{});
-  for (int64_t column = 0; column < columns; ++column)
-    for (int e = 0; e < count; ++e) to[column][e] = rows ? rows[e * columns + column] : T(0);
+  double* lanes = reinterpret_cast<double*>(to);
+  if (!rows || count < L) std::fill(to, to + columns, Real{});
+  if (!rows) return;
+  if (count == L) {
+    for (int64_t column = 0; column < columns; ++column)
+      for (int e = 0; e < L; ++e) lanes[column * L + e] = rows[e * columns + column];
+  } else {
+    for (int64_t column = 0; column < columns; ++column)
+      for (int e = 0; e < count; ++e) lanes[column * L + e] = rows[e * columns + column];
+  }
 }
 template <class T>
 void scatter(const Real* from, int64_t columns, int count, T* rows) {
-  for (int e = 0; e < count; ++e)
+  const double* lanes = reinterpret_cast<const double*>(from);
+  if (count == L) {
     for (int64_t column = 0; column < columns; ++column)
-      rows[e * columns + column] = T(from[column][e]);
+      for (int e = 0; e < L; ++e) rows[e * columns + column] = T(lanes[column * L + e]);
+  } else {
+    for (int64_t column = 0; column < columns; ++column)
+      for (int e = 0; e < count; ++e) rows[e * columns + column] = T(lanes[column * L + e]);
+  }
 }
 
 // b = sin(pi w x) / (pi x) = w sinc(w x), its derivative along x, and along w: cos(pi w x).

@@ -66,20 +66,20 @@ def scales(l_max: int, normalization: str) -> list[float]:
     return [1 / math.sqrt(2 * degree + 1) for degree in degrees]
 
 
-@cache
 def tables(l_max: int, normalization: str = "component") -> torch.Tensor:
     """What kernels need, as one int64 tensor, so that ``module.float()`` cannot round it.
 
     ``l_max + 1`` scales as the bits of a float64, then per term ``(i, j, k, bits of the value)``.
     """
+    return torch.tensor(_table(l_max, normalization), dtype=torch.int64)
 
+
+@cache  # numbers and no tensor: one made while tracing would be fake
+def _table(l_max: int, normalization: str) -> tuple[int, ...]:
     def bits(values: list[float]) -> list[int]:
         return list(struct.unpack(f"{len(values)}q", struct.pack(f"{len(values)}d", *values)))
 
+    first = bits(scales(l_max, normalization))
     terms = gradient_terms(l_max)
-    rows = [
-        n
-        for term, value in zip(terms, bits([t.value for t in terms]), strict=True)
-        for n in (term.i, term.j, term.k, value)
-    ]
-    return torch.tensor(bits(scales(l_max, normalization)) + rows, dtype=torch.int64)
+    rows = zip(terms, bits([term.value for term in terms]), strict=True)
+    return (*first, *(n for term, value in rows for n in (term.i, term.j, term.k, value)))

@@ -59,7 +59,7 @@ class EdgeEmbedding(torch.nn.Module):
             self.bessel_weights = torch.nn.Parameter(roots)
         else:
             self.register_buffer("bessel_weights", roots)
-        self.register_buffer("tables", tables(l_max, normalization).clone(), persistent=False)
+        self.register_buffer("tables", tables(l_max, normalization), persistent=False)
 
     def forward(self, edge_vec: torch.Tensor, edge_type: torch.Tensor | None = None) -> Fields:
         """``length``, ``norm``, ``attrs``, ``embedding``, ``cutoff`` of the edges.
@@ -101,7 +101,7 @@ class SphericalHarmonics(torch.nn.Module):
     def __init__(self, l_max: int, normalization: str = "component") -> None:
         super().__init__()
         self.l_max, self.normalization = l_max, normalization
-        self.register_buffer("tables", tables(l_max, normalization).clone(), persistent=False)
+        self.register_buffer("tables", tables(l_max, normalization), persistent=False)
         self.register_buffer("no_roots", torch.empty(0, dtype=torch.float64), persistent=False)
         self.register_buffer("one", torch.ones(1, dtype=torch.float64), persistent=False)
 

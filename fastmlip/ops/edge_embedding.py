@@ -87,8 +87,9 @@ def edge_embedding(
         tables = make_tables(l_max).to(edge_vec.device)
     if edge_vec.dtype != torch.float64:
         edge_vec = edge_vec.double()
-    # A C++ operator is called by its own name: one defined in Python costs a call three times more
-    cpp = backend.choose(edge_vec) == "cpp"
+    # In eager mode the C++ operators are called by their own names, which saves half the time of a
+    # call: operators defined in Python are for graphs, which see through them.
+    cpp = not torch.compiler.is_compiling() and backend.choose(edge_vec) == "cpp"
     op = torch.ops.fastmlip.edge_embedding_cpu if cpp else torch.ops.fastmlip.edge_embedding
     single = dtype == torch.float32
     return EdgeEmbedding(
@@ -241,10 +242,12 @@ def _double_backward_vjp(ctx, *k):
         inputs = [t if t is None or t.requires_grad else t.requires_grad_() for t in inputs]
         outputs = plain.double_backward(inputs[:2], inputs[2:7], *inputs[7:], *saved[9:], *ctx.rest)
         wanted = [t for t in inputs if t is not None]
+        pairs = [(o, ki) for o, ki in zip(outputs, k, strict=True) if o.requires_grad]
         grads = iter(
             torch.autograd.grad(
-                outputs, wanted, k, create_graph=record, allow_unused=True, materialize_grads=True
-            )
+                [o for o, _ in pairs], wanted, [ki for _, ki in pairs], create_graph=record,
+                allow_unused=True, materialize_grads=True,
+            )  # fmt: skip
         )
     found = [None if t is None else next(grads) for t in inputs]
     return *found, *(None,) * (len(saved) - 9 + NOT_TENSORS)

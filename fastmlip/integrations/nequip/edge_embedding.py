@@ -103,7 +103,7 @@ class FastBesselEdgeLengthEncoding(_Part):
         self.edge_type_field = norm.edge_type_field if norm._per_edge_type else None
         self.fields = (fields.EDGE_VECTORS_KEY, fields.EDGE_LENGTH_KEY, fields.EDGE_CUTOFF_KEY)
         normalization = "component" if harmonics is None else harmonics.sh.normalization
-        self.register_buffer("tables", tables(self.l_max, normalization).clone(), persistent=False)
+        self.register_buffer("tables", tables(self.l_max, normalization), persistent=False)
 
     def extra_repr(self) -> str:
         return f"num_bessels={self.num_bessels}, l_max={self.l_max}"
