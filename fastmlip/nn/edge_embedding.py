@@ -32,6 +32,10 @@ class EdgeEmbedding(torch.nn.Module):
         ([E, 9], [E, 8])
     """
 
+    rmax_recip: torch.Tensor
+    bessel_weights: torch.Tensor
+    tables: torch.Tensor
+
     def __init__(
         self,
         r_max: float | list[list[float]],
@@ -97,6 +101,10 @@ class SphericalHarmonics(torch.nn.Module):
         l_max: highest degree, up to 11.
         normalization: ``component``, ``integral`` or ``norm``, as in e3nn.
     """
+
+    tables: torch.Tensor
+    no_roots: torch.Tensor
+    one: torch.Tensor
 
     def __init__(self, l_max: int, normalization: str = "component") -> None:
         super().__init__()

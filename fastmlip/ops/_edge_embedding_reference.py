@@ -23,7 +23,7 @@ def rmax_recip_of(rmax_recip: Tensor, edge_type: Tensor | None) -> Tensor:
     return rmax_recip.reshape(-1).index_select(0, edge_type[0] * types + edge_type[1])
 
 
-def read_tables(tables: Tensor, l_max: int) -> tuple[Tensor, list[tuple[int, int, int, Tensor]]]:
+def read_tables(tables: Tensor, l_max: int) -> tuple[Tensor, list[tuple[int, int, int, float]]]:
     """Scales of the degrees as ``[l_max + 1]``, and the terms ``(i, j, k, value)``.
 
     Which terms there are depends on ``l_max`` alone, so that nothing is read while tracing.
@@ -85,8 +85,11 @@ class Dual(NamedTuple):
         c, d = _parts(other)
         return Dual(self.a * c, self.a * d + self.b * c)
 
-    __radd__ = __add__
-    __rmul__ = __mul__
+    def __radd__(self, other: Any) -> Dual:
+        return self + other
+
+    def __rmul__(self, other: Any) -> Dual:
+        return self * other
 
 
 def _parts(number: Any) -> Any:
@@ -171,9 +174,7 @@ def _ladder(vec, roots, rmax_recip, gradients, tables, l_max: int, p: int, facto
     inside = _parts(x)[0] < 1
     below = _power(x, p - 1)
     rest = 1.0 - x
-    cutoff = 1.0 - below * x * (
-        x * (x * (p * (p + 1) / 2) - p * (p + 2.0)) + (p + 1) * (p + 2) / 2
-    )
+    cutoff = 1.0 - below * x * (x * (x * (p * (p + 1) / 2) - p * (p + 2.0)) + (p + 1) * (p + 2) / 2)
     cutoff = _where(inside, cutoff, zero)
     slope = _where(inside, below * rest * rest * (-p * (p + 1) * (p + 2) / 2), zero)
 

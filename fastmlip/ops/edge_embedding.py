@@ -26,7 +26,7 @@ backward. Harmonics and their gradients come from one table, :mod:`fastmlip.sphe
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 
@@ -162,7 +162,7 @@ def reference(
 
 @torch.library.triton_op("fastmlip::edge_embedding", mutates_args=())
 def _forward(
-    edge_vec: Tensor, roots: Tensor, rmax_recip: Tensor, edge_type: Optional[Tensor],
+    edge_vec: Tensor, roots: Tensor, rmax_recip: Tensor, edge_type: Tensor | None,
     tables: Tensor, l_max: int, p: int, factor: float, single: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     operands = (edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single)
@@ -178,9 +178,9 @@ def _forward(
 
 @torch.library.triton_op("fastmlip::edge_embedding_backward", mutates_args=())
 def _backward(
-    g_length: Optional[Tensor], g_norm: Optional[Tensor], g_attrs: Optional[Tensor],
-    g_embedding: Optional[Tensor], g_cutoff: Optional[Tensor],
-    edge_vec: Tensor, roots: Tensor, rmax_recip: Tensor, edge_type: Optional[Tensor],
+    g_length: Tensor | None, g_norm: Tensor | None, g_attrs: Tensor | None,
+    g_embedding: Tensor | None, g_cutoff: Tensor | None,
+    edge_vec: Tensor, roots: Tensor, rmax_recip: Tensor, edge_type: Tensor | None,
     tables: Tensor, l_max: int, p: int, factor: float, single: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients with respect to edge_vec, roots; a gradient that is None counts as zero."""
@@ -199,9 +199,9 @@ def _backward(
 @torch.library.triton_op("fastmlip::edge_embedding_double_backward", mutates_args=())
 def _double_backward(
     h_vec: Tensor, h_roots: Tensor,
-    g_length: Optional[Tensor], g_norm: Optional[Tensor], g_attrs: Optional[Tensor],
-    g_embedding: Optional[Tensor], g_cutoff: Optional[Tensor],
-    edge_vec: Tensor, roots: Tensor, rmax_recip: Tensor, edge_type: Optional[Tensor],
+    g_length: Tensor | None, g_norm: Tensor | None, g_attrs: Tensor | None,
+    g_embedding: Tensor | None, g_cutoff: Tensor | None,
+    edge_vec: Tensor, roots: Tensor, rmax_recip: Tensor, edge_type: Tensor | None,
     tables: Tensor, l_max: int, p: int, factor: float, single: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients with respect to the five gradients, edge_vec, roots."""
@@ -245,9 +245,13 @@ def _double_backward_vjp(ctx, *k):
         pairs = [(o, ki) for o, ki in zip(outputs, k, strict=True) if o.requires_grad]
         grads = iter(
             torch.autograd.grad(
-                [o for o, _ in pairs], wanted, [ki for _, ki in pairs], create_graph=record,
-                allow_unused=True, materialize_grads=True,
-            )  # fmt: skip
+                [o for o, _ in pairs],
+                wanted,
+                [ki for _, ki in pairs],
+                create_graph=record,
+                allow_unused=True,
+                materialize_grads=True,
+            )
         )
     found = [None if t is None else next(grads) for t in inputs]
     return *found, *(None,) * (len(saved) - 9 + NOT_TENSORS)

@@ -34,6 +34,11 @@ class _Part(torch.nn.Module):
     """Takes the place of a module of the chain, with the attributes the host reads."""
 
     _is_graph_module_mixin = True
+    irreps_in: dict[str, Any]
+    irreps_out: dict[str, Any]
+    norm_length_field: str
+    edge_invariant_field: str
+    tables: torch.Tensor
     _nequip_custom_ops_libs = ("fastmlip",)  # imported before a compiled model is loaded
 
     def __init__(self, old: torch.nn.Module) -> None:
