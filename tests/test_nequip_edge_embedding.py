@@ -29,7 +29,7 @@ CHAIN = [f"model.func.{name}" for name in ("spharm", "edge_norm", "bessel_encode
 
 
 def allegro(model_dtype, **more):
-    from allegro.model import AllegroModel
+    AllegroModel = pytest.importorskip("allegro.model").AllegroModel
 
     radial = {"_target_": "allegro.nn.TwoBodyBesselScalarEmbed", "bessel_trainable": True}
     kwargs = {
