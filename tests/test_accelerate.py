@@ -180,7 +180,7 @@ def test_what_is_left_alone_is_said(how, capsys):
     with pytest.warns(UserWarning, match=f"layer1_convnet.conv.tp_scatter: .*{REASONS[how]}"):
         fastmlip.accelerate(model)
     assert scatters(model)[1] is kept
-    rows = [row for row in fastmlip.summary(model) if row.module.endswith("TensorProductScatter")]
+    rows = [row for row in fastmlip.summary(model) if row.path.endswith("tp_scatter")]
     assert [row.status for row in rows] == ["swapped", "kept", "swapped"]
     assert rows[1].path == "model.func.layer1_convnet.conv.tp_scatter"
     printed = capsys.readouterr().out
@@ -192,6 +192,8 @@ def test_only_refusals_are_an_error():
     for index in range(2):
         unsupported(model, index, "shared weights")
     del model.model.func.per_type_energy_scale_shift
+    model.model.func.bessel_encode.cutoff.p = 2.5
+    model.model.func.spharm.sh.normalize = False
     with pytest.raises(ValueError, match=r"layer0.*shared between edges; .*layer1"):
         fastmlip.accelerate(model)
 

@@ -56,9 +56,9 @@ def accelerate(model: Model) -> Model:
     new: dict[torch.nn.Module, torch.nn.Module] = {}
     for module in model.modules():
         for host in HOSTS:
-            verdict = host.judge(module)
+            verdict = host.judge(module, model)
             if verdict and verdict[0] == READY and module is not model:
-                new[module] = host.replace(module)
+                new[module] = host.replace(module, model)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:
@@ -79,7 +79,7 @@ def report(model: torch.nn.Module) -> list[Row]:
     rows = []
     for path, module in model.named_modules():
         for host in HOSTS:
-            verdict = host.judge(module)
+            verdict = host.judge(module, model)
             if verdict and not path and verdict[0] == READY:
                 verdict = KEPT, "it cannot be swapped in place, pass the model that holds it"
             if verdict:

@@ -1,7 +1,8 @@
 """Operators: one page each, with formula, reference, registration and derivatives."""
 
+from fastmlip.ops.edge_embedding import edge_embedding
 from fastmlip.ops.scale_shift import scale_shift
 from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.ops.zbl import zbl
 
-__all__ = ["scale_shift", "tensor_product_conv", "zbl"]
+__all__ = ["edge_embedding", "scale_shift", "tensor_product_conv", "zbl"]

@@ -15,7 +15,12 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmlip import nn
-from fastmlip.integrations.nequip import per_type_scale_shift, tensor_product_scatter, zbl
+from fastmlip.integrations.nequip import (
+    edge_embedding,
+    per_type_scale_shift,
+    tensor_product_scatter,
+    zbl,
+)
 
 
 class Swap(NamedTuple):
@@ -31,6 +36,9 @@ SWAPS = {
     "TensorProductScatter": Swap(
         tensor_product_scatter.FastTensorProductScatter, tensor_product_scatter.unsupported
     ),
+    "SphericalHarmonics": Swap(
+        edge_embedding.FastSphericalHarmonics, edge_embedding.unsupported_harmonics
+    ),
     "PerTypeScaleShift": Swap(
         per_type_scale_shift.FastPerTypeScaleShift,
         per_type_scale_shift.unsupported,
@@ -39,14 +47,23 @@ SWAPS = {
     "ZBL": Swap(zbl.FastZBL, zbl.unsupported),
 }
 # modules of fastmlip.nn that a config can name itself count as swapped
-FAST = (*(swap.fast for swap in SWAPS.values()), nn.PerTypeScaleShift, nn.ZBL)
+FAST = (
+    *(swap.fast for swap in SWAPS.values()),
+    *edge_embedding.FAST,
+    nn.PerTypeScaleShift,
+    nn.ZBL,
+)
 
 
-def judge(module: torch.nn.Module) -> tuple[str, str] | None:
-    """``(status, reason)`` of a module that this folder knows, None for any other."""
+def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | None:
+    """``(status, reason)`` of a module of ``model`` that this folder knows, None for any other."""
     if isinstance(module, FAST):
         return "swapped", ""
     name = type(module).__name__
+    if name in edge_embedding.PARTS:
+        return edge_embedding.judge(module, model)
+    if name == "SphericalHarmonics":
+        return edge_embedding.judge_harmonics(module, model)
     host = next((host for host in SWAPS if name.endswith(host)), None)
     if host is None or name.startswith("_"):  # _ZBL is a part of ZBL
         return None
@@ -56,10 +73,14 @@ def judge(module: torch.nn.Module) -> tuple[str, str] | None:
     return ("kept", reason) if reason else ("ready", "")
 
 
-def replace(old: torch.nn.Module) -> torch.nn.Module:
-    """The new module for a ``ready`` one, on its device and in its training mode."""
-    swap = SWAPS[type(old).__name__]
-    new = (swap.make or swap.fast)(old)
+def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
+    """The new module for a ``ready`` one of ``model``, on its device and in its training mode."""
+    name = type(old).__name__
+    if name in edge_embedding.PARTS:
+        new = edge_embedding.replace(old, model)
+    else:
+        swap = SWAPS[name]
+        new = (swap.make or swap.fast)(old)
     tensor = next(itertools.chain(old.parameters(), old.buffers()), None)
     return new.to(device=None if tensor is None else tensor.device).train(old.training)
 
@@ -77,7 +98,7 @@ def modifiers(model: torch.nn.Module) -> dict[str, Callable[..., Any]]:
     """``{"enable_FastMLIP": ...}`` for a model with a module of this folder, else ``{}``; and our
     ``modify_PerTypeScaleShift`` for a model with our modules of that kind."""
     found = {}
-    if any(judge(module) for module in model.modules()):
+    if any(judge(module, model) for module in model.modules()):
         found["enable_FastMLIP"] = _modifiers().enable_FastMLIP
     if any(per_type_scale_shift.is_ours(module) for module in model.modules()):
         found["modify_PerTypeScaleShift"] = _modifiers().modify_PerTypeScaleShift
