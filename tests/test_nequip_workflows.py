@@ -21,7 +21,7 @@ import fastmlip
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
 MODIFIER = "enable_FastMLIP"
-# eager or compile; one epoch on two batches
+# all that fastmlip has an operator for; eager or compile; one epoch on two batches
 CONFIG = """
 run: [train]
 data:
@@ -46,7 +46,7 @@ data:
   train_dataloader: &loader {{_target_: torch.utils.data.DataLoader, batch_size: 2}}
   val_dataloader: *loader
   stats_manager:
-    _target_: nequip.data.CommonDataStatisticsManager
+    _target_: fastmlip.data.CommonDatasetStatistics
     type_names: [Cu]
 trainer:
   _target_: lightning.Trainer
@@ -83,9 +83,13 @@ training_module:
       parity: true
       num_features: 4
       radial_mlp_width: 8
-      avg_num_neighbors: 20.0
-      per_type_energy_scales: {{Cu: 1.0}}
-      per_type_energy_shifts: {{Cu: 0.1}}
+      avg_num_neighbors: ${{training_data_stats:avg_num_neighbors}}
+      per_type_energy_scales: ${{training_data_stats:per_type_forces_rms}}
+      per_type_energy_shifts: ${{training_data_stats:per_type_energy_lstsq}}
+      pair_potential:
+        _target_: nequip.nn.pair_potential.ZBL
+        units: metal
+        chemical_species: [Cu]
 hydra: {{run: {{dir: .}}}}
 """
 
