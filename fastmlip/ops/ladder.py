@@ -43,17 +43,16 @@ def _call(operator: Any, save: Callable[..., None], vjp: Callable[..., Any]) -> 
     native = torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CPU")
 
     class Eager(torch.autograd.Function):
+        # without a setup_context, for which torch would inspect signatures at every call
         @staticmethod
-        def forward(
-            ctx, *operands
-        ):  # with a setup_context, torch inspects signatures at every call
+        def forward(ctx, *operands):
             save(ctx, operands, None)
             return _below_autograd(operator, native, operands)
 
         backward = staticmethod(vjp)
 
     def call(*operands):
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
             return operator(*operands)
         if torch.is_grad_enabled():
             return Eager.apply(*operands)
@@ -67,6 +66,7 @@ def _below_autograd(operator: Any, native: bool, operands: tuple) -> Any:
     if (
         native
         and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._autograd._profiler_enabled()
         and all(type(value) in _PLAIN for value in operands)
     ):
         return operator.redispatch(_CPU, *operands)
