@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastmlip.ops.edge_order import EdgeOrder
+from fastmlip.ops.edge_order import EdgeOrder, edge_order
 from fastmlip.ops.zbl import R_MIN, SCREENING, SCREENING_LENGTH, SCREENING_POWER
 
 from .tensor_product_conv import _run
@@ -228,7 +228,7 @@ def nodes(
 ) -> Tensor:  # fmt: skip
     """``[num_nodes]`` float64"""
     charges = atomic_numbers.double().contiguous()
-    table = torch.ops.fastmlip.edge_order(edge_index[0], edge_index[1], atom_types.shape[0])
+    table = edge_order(edge_index[0], edge_index[1], atom_types.shape[0])
     ends = EdgeOrder(table, atom_types.shape[0], edge_length.shape[0])
     out = edge_length.new_empty((num_nodes,), dtype=torch.float64)
     _run(

@@ -131,7 +131,7 @@ def test_state_dicts_are_identical_and_load_both_ways(dtype, data):
 def test_summary_and_the_hosts_attributes(capsys):
     stock = with_zbl(STOCK)
     rows = {row.path: row for row in fastmlip.summary(stock)}
-    assert rows["model.func.pair_potential"].status == "ready" and len(rows) == 3
+    assert rows["model.func.pair_potential"].status == "ready"
     old = zbl_of(stock)
     fast = modify(stock, [{"modifier": "enable_FastMLIP"}])
     new = zbl_of(fast)

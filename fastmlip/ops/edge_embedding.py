@@ -26,12 +26,14 @@ backward. Harmonics and their gradients come from one table, :mod:`fastmlip.sphe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from fastmlip import backend
 from fastmlip.ops import _edge_embedding_reference as plain
+from fastmlip.ops.ladder import Rung, ladder
 from fastmlip.spherical_harmonics import tables as make_tables
 
 Tensor = torch.Tensor
@@ -87,13 +89,10 @@ def edge_embedding(
         tables = make_tables(l_max).to(edge_vec.device)
     if edge_vec.dtype != torch.float64:
         edge_vec = edge_vec.double()
-    # In eager mode the C++ operators are called by their own names, which saves half the time of a
-    # call: operators defined in Python are for graphs, which see through them.
-    cpp = not torch.compiler.is_compiling() and backend.choose(edge_vec) == "cpp"
-    op = torch.ops.fastmlip.edge_embedding_cpu if cpp else torch.ops.fastmlip.edge_embedding
+    calls = _CPP if backend.choose(edge_vec) == "cpp" else _PYTHON
     single = dtype == torch.float32
     return EdgeEmbedding(
-        *op(edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single)
+        *calls["forward"](edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single)
     )
 
 
@@ -234,7 +233,7 @@ def _save_forward(ctx: Any, inputs: tuple, output: Any) -> None:
     _save(ctx, inputs, output)
 
 
-def _double_backward_vjp(ctx, *k):
+def _double_backward_vjp(rungs, ctx, *k):
     """torch's autograd, recorded if the caller records, through the plain-PyTorch form."""
     saved, record = ctx.saved_tensors, torch.is_grad_enabled()
     with torch.enable_grad():
@@ -257,37 +256,34 @@ def _double_backward_vjp(ctx, *k):
     return *found, *(None,) * (len(saved) - 9 + NOT_TENSORS)
 
 
-def _register(suffix: str) -> None:
-    """Derivatives for the operators of this page, or for those of C++."""
-
-    def rung(name):
-        return getattr(torch.ops.fastmlip, f"edge_embedding{name}{suffix}")
-
-    def forward_vjp(ctx, *g):
-        d_vec, d_roots = rung("_backward")(*g, *ctx.saved_tensors, *ctx.rest)
-        return d_vec, d_roots, None, None, None, *(None,) * NOT_TENSORS
-
-    def backward_vjp(ctx, h_vec, h_roots):
-        *gg, d_vec, d_roots = rung("_double_backward")(
-            h_vec, h_roots, *ctx.saved_tensors, *ctx.rest
-        )
-        gg = [None if g is None else new for g, new in zip(ctx.saved_tensors[:5], gg, strict=True)]
-        return *gg, d_vec, d_roots, None, None, None, *(None,) * NOT_TENSORS
-
-    for name, vjp, save in (
-        ("", forward_vjp, _save_forward),
-        ("_backward", backward_vjp, _save),
-        ("_double_backward", _double_backward_vjp, _save),
-    ):
-        torch.library.register_autograd(
-            f"fastmlip::edge_embedding{name}{suffix}", vjp, setup_context=save
-        )
+def _forward_vjp(rungs, ctx, *g):
+    d_vec, d_roots = rungs["backward"](*g, *ctx.saved_tensors, *ctx.rest)
+    return d_vec, d_roots, None, None, None, *(None,) * NOT_TENSORS
 
 
-_register("")
+def _backward_vjp(rungs, ctx, h_vec, h_roots):
+    *gg, d_vec, d_roots = rungs["double_backward"](h_vec, h_roots, *ctx.saved_tensors, *ctx.rest)
+    gg = [None if g is None else new for g, new in zip(ctx.saved_tensors[:5], gg, strict=True)]
+    return *gg, d_vec, d_roots, None, None, None, *(None,) * NOT_TENSORS
+
+
+def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
+    def rung(name: str, save: Callable[..., None], vjp: Callable[..., Any]) -> Rung:
+        return Rung(getattr(torch.ops.fastmlip, f"edge_embedding{name}{suffix}").default, save, vjp)
+
+    return ladder(
+        {
+            "forward": rung("", _save_forward, _forward_vjp),
+            "backward": rung("_backward", _save, _backward_vjp),
+            "double_backward": rung("_double_backward", _save, _double_backward_vjp),
+        }
+    )
+
+
+_PYTHON = _CPP = _ladder("")
 
 if backend.load_extension() is None:  # shapes of the C++ operators, for tracing
-    _register("_cpu")
+    _CPP = _ladder("_cpu")
 
     def _values_like(edge_vec, roots, l_max, single):
         dtype = torch.float32 if single else torch.float64

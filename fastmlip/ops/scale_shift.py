@@ -19,19 +19,17 @@ Two operators are each other's derivatives to every order, because ``out`` is li
 
 The sums run over fixed blocks of atoms in a fixed order: the same bits in every run and for any
 number of threads.
-
-Both are small, and at a hundred atoms their dispatch is all they cost. So tensors on a CPU that
-run eagerly take a short way: a ``torch.autograd.Function`` straight around the C++ operators, which
-have formulas of their own for graphs that were traced through it.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from fastmlip import backend
+from fastmlip.ops.ladder import Rung, ladder
 
 Tensor = torch.Tensor
 FLOATS, INTEGERS = (torch.float32, torch.float64), (torch.int32, torch.int64)
@@ -62,7 +60,8 @@ def scale_shift(
         _refuse("scales", scales)
     if shifts is not None and (shifts.dtype is not torch.float64 or shifts.dim() != 2):
         _refuse("shifts", shifts)
-    return _apply(x, types, scales, shifts, False)
+    calls = _CPP if backend.choose(x) == "cpp" else _PYTHON
+    return calls["apply"](x, types, scales, shifts, False)
 
 
 def _as_float(x: Tensor) -> Tensor:
@@ -155,7 +154,8 @@ def _save(ctx, inputs, output) -> None:
     ctx.single = x.dtype is torch.float32
 
 
-def _vjp(apply, sums, ctx, grad):
+def _vjp(rungs, ctx, grad):
+    apply, sums = rungs["apply"], rungs["sums"]
     x, types, scales = ctx.saved_tensors
     to_x, _, to_scales, to_shifts, *_ = ctx.needs_input_grad
     dx = apply(grad, types, scales, None, ctx.single) if to_x else None
@@ -178,7 +178,8 @@ def _save_sums(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[:3])
 
 
-def _sums_vjp(apply, ctx, hscales, hshifts):
+def _sums_vjp(rungs, ctx, hscales, hshifts):
+    apply = rungs["apply"]
     grad, x, types = ctx.saved_tensors
     to_grad, to_x = ctx.needs_input_grad[:2]
     single = [t.dtype is torch.float32 for t in (grad, x)]
@@ -187,21 +188,16 @@ def _sums_vjp(apply, ctx, hscales, hshifts):
     return dgrad, dx, None, None
 
 
-def _register(apply, sums) -> None:
-    torch.library.register_autograd(apply, partial(_vjp, apply, sums), setup_context=_save)
-    torch.library.register_autograd(sums, partial(_sums_vjp, apply), setup_context=_save_sums)
+def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
+    names = ("scale_shift" + suffix, "scale_shift_sums" + suffix)
+    apply, sums = (getattr(torch.ops.fastmlip, name).default for name in names)
+    return ladder({"apply": Rung(apply, _save, _vjp), "sums": Rung(sums, _save_sums, _sums_vjp)})
 
 
-OPERATORS = (torch.ops.fastmlip.scale_shift.default, torch.ops.fastmlip.scale_shift_sums.default)
-CPP_OPERATORS = OPERATORS
-_register(*OPERATORS)
+_PYTHON = _CPP = _ladder("")
 
 if backend.load_extension() is None:
-    CPP_OPERATORS = (
-        torch.ops.fastmlip.scale_shift_cpu.default,
-        torch.ops.fastmlip.scale_shift_sums_cpu.default,
-    )
-    _register(*CPP_OPERATORS)
+    _CPP = _ladder("_cpu")
 
     @torch.library.register_fake("fastmlip::scale_shift_cpu")
     def _(x, types, scales, shifts, single):
@@ -211,67 +207,3 @@ if backend.load_extension() is None:
     def _(grad, x, types, num_types):
         shape, dtype = (num_types, 1), torch.float64
         return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
-
-
-# ---------------------------------------------------------------- the short way
-
-
-_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-def _run(which: int, x: Tensor, *operands):
-    """Operator 0 or 1, below autograd; straight to its CPU kernel where nothing can be watching."""
-    if backend.choose(x) != "cpp":
-        operator = OPERATORS[which]
-    else:
-        operator = CPP_OPERATORS[which]
-        if (
-            type(x) in _PLAIN
-            and not torch._C._len_torch_dispatch_stack()
-            and not torch._C._are_functorch_transforms_active()
-        ):
-            return operator.redispatch(_CPU, *operands)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*operands)
-
-
-def _apply(x, types, scales, shifts, single):
-    """``fastmlip::scale_shift`` with the least dispatch: a few microseconds instead of fifty."""
-    if torch.compiler.is_compiling():
-        return OPERATORS[0](x, types, scales, shifts, single)
-    if torch.is_grad_enabled() and (
-        x.requires_grad
-        or (scales is not None and scales.requires_grad)
-        or (shifts is not None and shifts.requires_grad)
-    ):
-        return _Apply.apply(x, types, scales, shifts, single)
-    return _run(0, x, x, types, scales, shifts, single)
-
-
-def _sums(grad, x, types, num_types):
-    if torch.is_grad_enabled() and (grad.requires_grad or x.requires_grad):
-        return _Sums.apply(grad, x, types, num_types)
-    return _run(1, x, grad, x, types, num_types)
-
-
-class _Apply(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        _save(ctx, inputs, None)
-        return _run(0, inputs[0], *inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _vjp(_apply, _sums, ctx, grad)
-
-
-class _Sums(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        _save_sums(ctx, inputs, None)
-        return _run(1, inputs[1], *inputs)
-
-    @staticmethod
-    def backward(ctx, hscales, hshifts):
-        return _sums_vjp(_apply, ctx, hscales, hshifts)

@@ -32,6 +32,7 @@ import torch
 
 from fastmlip import backend
 from fastmlip.ops.edge_order import check_range, edge_order
+from fastmlip.ops.ladder import Rung, ladder
 from fastmlip.problem import TensorProductProblem
 
 Tensor = torch.Tensor
@@ -80,14 +81,11 @@ def tensor_product_conv(
         check_range(edge_dst, edge_src, x.shape[0])
         return reference(x, edge_attr, edge_weight, edge_dst, edge_src, problem).to(dtype)
     order = edge_order(edge_dst, edge_src, x.shape[0])
+    operands = (x, edge_attr, edge_weight, order, tables)
     if which == "cpp":
-        out = torch.ops.fastmlip.tensor_product_conv_cpu(
-            x, edge_attr, edge_weight, order, tables, problem.dim_out
-        )
+        out = _CPP["forward"](*operands, problem.dim_out)
     else:
-        out = torch.ops.fastmlip.tensor_product_conv(
-            x, edge_attr, edge_weight, order, tables, problem.key
-        )
+        out = _TRITON["forward"](*operands, problem.key)
     return out.to(dtype)
 
 
@@ -213,57 +211,56 @@ def _save(ctx, inputs, output) -> None:
     ctx.problem = problem
 
 
-def _register_ladder(suffix: str) -> None:
-    """The autograd formulas of ``tensor_product_conv<suffix>`` and of its derivatives."""
-    name = "fastmlip::tensor_product_conv{}" + suffix
-
-    def rung(which: str) -> Callable:
-        return getattr(torch.ops.fastmlip, f"tensor_product_conv{which}{suffix}").default
-
-    forward, backward, double_backward = map(rung, ("", "_backward", "_double_backward"))
-
-    def forward_vjp(ctx, g):
-        dx, da, dw = backward(g, *ctx.saved_tensors, ctx.problem)
-        return dx, da, dw, None, None, None
-
-    def backward_vjp(ctx, hx, ha, hw):
-        grads = double_backward(hx, ha, hw, *ctx.saved_tensors, ctx.problem)
-        return *grads, None, None, None
-
-    def double_backward_vjp(ctx, kg, kx, ka, kw):
-        """S = sum over i of L with slot i replaced by h_i; so <k, dS> = sum over i != j of L with
-        slot i replaced by h_i and slot j by k_j, differentiated term by term."""
-        *operands, order, tables = ctx.saved_tensors
-        h = dict(zip("xaw", operands[:3], strict=True))
-        base = dict(zip("gxaw", operands[3:], strict=True))
-        k = {"g": kg, "x": kx, "a": ka, "w": kw}
-        grad_h = {slot: torch.zeros_like(value) for slot, value in h.items()}
-        grad_base = {slot: torch.zeros_like(value) for slot, value in base.items()}
-        for i, j in permutations("gxaw", 2):
-            if i == "g":
-                continue
-            g, x, a, w = (base | {i: h[i], j: k[j]}).values()
-            grads = backward(g, x, a, w, order, tables, ctx.problem)
-            partial = dict(zip("xaw", grads, strict=True))
-            partial["g"] = forward(x, a, w, order, tables, ctx.problem)
-            grad_h[i] = grad_h[i] + partial[i]
-            for slot in base:
-                if slot not in (i, j):
-                    grad_base[slot] = grad_base[slot] + partial[slot]
-        return *grad_h.values(), *grad_base.values(), None, None, None
-
-    formulas: dict[str, Callable[..., Any]] = {
-        "": forward_vjp,
-        "_backward": backward_vjp,
-        "_double_backward": double_backward_vjp,
-    }
-    for which, formula in formulas.items():
-        torch.library.register_autograd(name.format(which), formula, setup_context=_save)
+def _forward_vjp(rungs, ctx, g):
+    dx, da, dw = rungs["backward"](g, *ctx.saved_tensors, ctx.problem)
+    return dx, da, dw, None, None, None
 
 
-_register_ladder("")
+def _backward_vjp(rungs, ctx, hx, ha, hw):
+    grads = rungs["double_backward"](hx, ha, hw, *ctx.saved_tensors, ctx.problem)
+    return *grads, None, None, None
+
+
+def _double_backward_vjp(rungs, ctx, kg, kx, ka, kw):
+    """S = sum over i of L with slot i replaced by h_i; so <k, dS> = sum over i != j of L with slot
+    i replaced by h_i and slot j by k_j, differentiated term by term."""
+    *operands, order, tables = ctx.saved_tensors
+    h = dict(zip("xaw", operands[:3], strict=True))
+    base = dict(zip("gxaw", operands[3:], strict=True))
+    k = {"g": kg, "x": kx, "a": ka, "w": kw}
+    grad_h = {slot: torch.zeros_like(value) for slot, value in h.items()}
+    grad_base = {slot: torch.zeros_like(value) for slot, value in base.items()}
+    for i, j in permutations("gxaw", 2):
+        if i == "g":
+            continue
+        g, x, a, w = (base | {i: h[i], j: k[j]}).values()
+        grads = rungs["backward"](g, x, a, w, order, tables, ctx.problem)
+        partial = dict(zip("xaw", grads, strict=True))
+        partial["g"] = rungs["forward"](x, a, w, order, tables, ctx.problem)
+        grad_h[i] = grad_h[i] + partial[i]
+        for slot in base:
+            if slot not in (i, j):
+                grad_base[slot] = grad_base[slot] + partial[slot]
+    return *grad_h.values(), *grad_base.values(), None, None, None
+
+
+def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
+    def rung(name: str, vjp: Callable[..., Any]) -> Rung:
+        operator = getattr(torch.ops.fastmlip, f"tensor_product_conv{name}{suffix}").default
+        return Rung(operator, _save, vjp)
+
+    return ladder(
+        {
+            "forward": rung("", _forward_vjp),
+            "backward": rung("_backward", _backward_vjp),
+            "double_backward": rung("_double_backward", _double_backward_vjp),
+        }
+    )
+
+
+_TRITON = _CPP = _ladder("")
 if backend.load_extension() is None:
-    _register_ladder("_cpu")
+    _CPP = _ladder("_cpu")
 
     @torch.library.register_fake("fastmlip::tensor_product_conv_cpu")
     def _(x, edge_attr, edge_weight, order, tables, dim_out):

@@ -44,6 +44,7 @@ from typing import Any
 import torch
 
 from fastmlip import backend
+from fastmlip.ops.ladder import Rung, ladder
 
 Tensor = torch.Tensor
 
@@ -89,7 +90,7 @@ def zbl(
     _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p)
     if cutoff.dim() == 2:
         cutoff = cutoff.double()
-    return _best_operator(edge_length)(
+    return _calls(edge_length)["nodes"](
         edge_length, None, cutoff, edge_index.long(), atom_types.long(), atomic_numbers, prefactor,
         float(p), 0, num_nodes,
     )  # fmt: skip
@@ -286,45 +287,45 @@ def _next(order: int) -> int:
     return order + 1
 
 
-def _formulas(nodes: Callable[..., Tensor], edges: Callable[..., Tensor]):
-    """Derivatives of a pair of operators by themselves, as this page states them."""
-
-    def nodes_vjp(ctx, k):
-        length, weight, *rest = ctx.saved_tensors
-        by_length = by_weight = None
-        if ctx.needs_input_grad[0]:
-            by_length = edges(k, length, weight, *rest, ctx.p, _next(ctx.order))
-        if ctx.needs_input_grad[1]:
-            by_weight = edges(k, length, None, *rest, ctx.p, ctx.order)
-        return by_length, by_weight, *(None,) * 8
-
-    def edges_vjp(ctx, k):
-        grad, length, weight, *rest = ctx.saved_tensors
-        both = k if weight is None else k * weight
-        by_grad = by_length = by_weight = None
-        if ctx.needs_input_grad[0]:
-            by_grad = nodes(length, both, *rest, ctx.p, ctx.order, grad.shape[0])
-        if ctx.needs_input_grad[1]:
-            by_length = edges(grad, length, both, *rest, ctx.p, _next(ctx.order))
-        if ctx.needs_input_grad[2]:
-            by_weight = edges(grad, length, k, *rest, ctx.p, ctx.order)
-        return by_grad, by_length, by_weight, *(None,) * 7
-
-    return nodes_vjp, edges_vjp
+def _nodes_vjp(rungs, ctx, k):
+    length, weight, *rest = ctx.saved_tensors
+    edges, by_length, by_weight = rungs["edges"], None, None
+    if ctx.needs_input_grad[0]:
+        by_length = edges(k, length, weight, *rest, ctx.p, _next(ctx.order))
+    if ctx.needs_input_grad[1]:
+        by_weight = edges(k, length, None, *rest, ctx.p, ctx.order)
+    return by_length, by_weight, *(None,) * 8
 
 
-def _register(nodes: Any, edges: Any) -> None:
-    nodes_vjp, edges_vjp = _formulas(nodes, edges)
-    torch.library.register_autograd(nodes, nodes_vjp, setup_context=_save_nodes)
-    torch.library.register_autograd(edges, edges_vjp, setup_context=_save_edges)
+def _edges_vjp(rungs, ctx, k):
+    grad, length, weight, *rest = ctx.saved_tensors
+    nodes, edges = rungs["nodes"], rungs["edges"]
+    both = k if weight is None else k * weight
+    by_grad = by_length = by_weight = None
+    if ctx.needs_input_grad[0]:
+        by_grad = nodes(length, both, *rest, ctx.p, ctx.order, grad.shape[0])
+    if ctx.needs_input_grad[1]:
+        by_length = edges(grad, length, both, *rest, ctx.p, _next(ctx.order))
+    if ctx.needs_input_grad[2]:
+        by_weight = edges(grad, length, k, *rest, ctx.p, ctx.order)
+    return by_grad, by_length, by_weight, *(None,) * 7
 
 
-_register(torch.ops.fastmlip.zbl.default, torch.ops.fastmlip.zbl_backward.default)
+def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
+    operators = torch.ops.fastmlip
+    nodes, edges = (getattr(operators, name + suffix).default for name in ("zbl", "zbl_backward"))
+    return ladder(
+        {
+            "nodes": Rung(nodes, _save_nodes, _nodes_vjp),
+            "edges": Rung(edges, _save_edges, _edges_vjp),
+        }
+    )
+
+
+_PYTHON = _CPP = _ladder("")
 
 if backend.load_extension() is None:
-    _NODES_CPU = torch.ops.fastmlip.zbl_cpu.default
-    _EDGES_CPU = torch.ops.fastmlip.zbl_backward_cpu.default
-    _register(_NODES_CPU, _EDGES_CPU)
+    _CPP = _ladder("_cpu")
 
     @torch.library.register_fake("fastmlip::zbl_cpu")
     def _(edge_length, weight, cutoff, edge_index, atom_types, numbers, prefactor, p, order, nodes):
@@ -334,38 +335,6 @@ if backend.load_extension() is None:
     def _(grad, edge_length, weight, cutoff, edge_index, types, numbers, prefactor, p, order):
         return torch.empty_like(edge_length, memory_format=torch.contiguous_format)
 
-    # The same once more for eager calls: on a few thousand edges the Python around a registered
-    # formula takes longer than the kernel, and a Function has half of it. The operators keep their
-    # registered formulas for graphs, traced ones included, which hold the operators only.
 
-    _nodes_vjp, _edges_vjp = _formulas(
-        lambda *operands: _NodesFunction.apply(*operands),
-        lambda *operands: _EdgesFunction.apply(*operands),
-    )
-
-    class _NodesFunction(torch.autograd.Function):
-        @staticmethod
-        def forward(*operands):
-            with torch._C._AutoDispatchBelowAutograd():
-                return _NODES_CPU(*operands)
-
-        setup_context = staticmethod(_save_nodes)
-        backward = staticmethod(_nodes_vjp)
-
-    class _EdgesFunction(torch.autograd.Function):
-        @staticmethod
-        def forward(*operands):
-            with torch._C._AutoDispatchBelowAutograd():
-                return _EDGES_CPU(*operands)
-
-        setup_context = staticmethod(_save_edges)
-        backward = staticmethod(_edges_vjp)
-
-
-def _best_operator(edge_length: Tensor) -> Callable[..., Tensor]:
-    """What computes ``zbl``: on a CPU without the wrapper around the C++ operator, 15 us a call."""
-    if torch.compiler.is_compiling() or backend.choose(edge_length) != "cpp":
-        return torch.ops.fastmlip.zbl
-    if torch.is_grad_enabled() and edge_length.requires_grad:
-        return _NodesFunction.apply
-    return _NODES_CPU
+def _calls(edge_length: Tensor) -> dict[str, Callable[..., Any]]:
+    return _CPP if backend.choose(edge_length) == "cpp" else _PYTHON
