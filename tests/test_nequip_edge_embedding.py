@@ -17,7 +17,7 @@ import fastmlip
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
-BOUND = {"float64": 1e-12, "float32": 2e-6}
+BOUND = {"float64": 1e-12, "float32": 1e-6}
 OPTIONS = {
     "plain": {},
     "trained roots": {"bessel_trainable": True, "num_bessels": 5},
