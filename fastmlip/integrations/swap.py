@@ -1,6 +1,6 @@
 """``accelerate`` a model in memory, and say what was swapped, what was not, and why.
 
-A host package's file in this folder (:mod:`~fastmlip.integrations.nequip`) knows its modules by
+A host package's folder beside this file (:mod:`~fastmlip.integrations.nequip`) knows modules by
 their structure and not by their class, because models from packages bring copies of the classes.
 It has three functions: ``judge``, ``replace`` and ``after_swap``.
 """

@@ -43,11 +43,16 @@ def reference(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) ->
     return torch.cat([*pointers, by_dst, dst_src, by_src, src_dst])
 
 
+def assert_in_range(index: torch.Tensor, name: str, size: int, what: str) -> None:
+    """Raise for an entry outside ``[0, size)``; on a GPU when the device next synchronises."""
+    message = f"{name}: every entry must lie in [0, {what})"
+    torch._assert_async(((index >= 0) & (index < size)).all(), message)
+
+
 def check_range(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) -> None:
-    """Raise for an index outside ``[0, num_nodes)``; on a GPU when the device next synchronises."""
+    """:func:`assert_in_range` for both ends of the edges."""
     for name, index in (("edge_dst", edge_dst), ("edge_src", edge_src)):
-        message = f"{name}: every entry must lie in [0, x.size(0)), the rows of x"
-        torch._assert_async(((index >= 0) & (index < num_nodes)).all(), message)
+        assert_in_range(index, name, num_nodes, "x.size(0)")
 
 
 def edge_order(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Every rung gets a registered formula, which graphs (``torch.compile``, export) use. Eager calls take
 a ``torch.autograd.Function`` of the same formula instead, because at a hundred atoms the Python
-around an operator is all that it costs: about 9 us a call with a gradient, against 30.
+around an operator is all that it costs: about 10 us a call with a gradient, against 22.
 """
 
 from __future__ import annotations

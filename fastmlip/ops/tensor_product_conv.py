@@ -67,8 +67,6 @@ def tensor_product_conv(
         RuntimeError: an index out of range.
     """
     _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem)
-    if tables is None:
-        tables = problem.tables().to(x.device)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if torch.is_autocast_enabled(x.device.type):
         common = torch.promote_types(
@@ -80,6 +78,8 @@ def tensor_product_conv(
     if which == "reference":
         check_range(edge_dst, edge_src, x.shape[0])
         return reference(x, edge_attr, edge_weight, edge_dst, edge_src, problem).to(dtype)
+    if tables is None:
+        tables = problem.tables().to(x.device)
     order = edge_order(edge_dst, edge_src, x.shape[0])
     operands = (x, edge_attr, edge_weight, order, tables)
     if which == "cpp":

@@ -44,6 +44,7 @@ from typing import Any
 import torch
 
 from fastmlip import backend
+from fastmlip.ops.edge_order import assert_in_range
 from fastmlip.ops.ladder import Rung, ladder
 
 Tensor = torch.Tensor
@@ -219,15 +220,10 @@ def _reference_edges(edge_length, weight, cutoff, edge_index, atom_types, number
 # ---------------------------------------------------------------- the operators
 
 
-def _assert_in_range(index: Tensor, name: str, size: int, what: str) -> None:
-    message = f"{name}: every entry must lie in [0, {what})"
-    torch._assert_async(((index >= 0) & (index < size)).all(), message)
-
-
 def _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes) -> None:
-    _assert_in_range(edge_index[0], "edge_index[0]", num_nodes, "num_nodes")
-    _assert_in_range(edge_index[1], "edge_index[1]", atom_types.shape[0], "atom_types.size(0)")
-    _assert_in_range(atom_types, "atom_types", atomic_numbers.shape[0], "atomic_numbers.size(0)")
+    assert_in_range(edge_index[0], "edge_index[0]", num_nodes, "num_nodes")
+    assert_in_range(edge_index[1], "edge_index[1]", atom_types.shape[0], "atom_types.size(0)")
+    assert_in_range(atom_types, "atom_types", atomic_numbers.shape[0], "atomic_numbers.size(0)")
 
 
 @torch.library.triton_op("fastmlip::zbl", mutates_args=())
