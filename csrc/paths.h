@@ -11,6 +11,7 @@ namespace {
 template <class T>
 struct Group {
   int count;
+  bool stream;  // whether rows of dw are written past the caches
   const T *w[kLanes<T>], *hw[kLanes<T>];            // rows of edge_weight
   const T *next_w[kLanes<T>], *next_hw[kLanes<T>];  // rows of the next group, to prefetch
   T *dw[kLanes<T>], *partial;                       // rows of its gradient; one such row of a path
@@ -152,7 +153,7 @@ void send_columns(const PlanPath<T>& p, const Group<T>& group, int e, int first,
       store(dx + at, d);
     });
     if (last)
-      stream_some(dw_row + u, dw, left);
+      write_some(dw_row + u, dw, left, group.stream);
     else
       store(partial + u, dw);
   });
@@ -239,7 +240,7 @@ template <class T, int D, bool kSecond>
         q += hw * xg;
         dw = scale2 * xg + scale * hxg;
       }
-      stream_some(dw_row + u, dw, left);
+      write_some(dw_row + u, dw, left, group.stream);
     });
     group.da[e * dim2 + p.in2] += coefficient * q;
   }

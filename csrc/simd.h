@@ -90,12 +90,12 @@ inline void store_some(T* to, Vec<T> v, int count) {
   std::memcpy(to, &v, count * sizeof(T));
 }
 
-// store_some past the caches, for rows that are written once and read much later: a plain store
-// would first fetch the line. Where the row is not aligned it is a plain store.
+// store_some, with `stream` past the caches, for rows that are written once and read much later: a
+// plain store would first fetch the line. Where the row is not aligned it is a plain store.
 template <class T>
-inline void stream_some(T* to, Vec<T> v, int count) {
+inline void write_some(T* to, Vec<T> v, int count, bool stream) {
 #ifdef FASTMLIP_STREAM
-  if (count >= kLanes<T> && reinterpret_cast<uintptr_t>(to) % sizeof(v) == 0) {
+  if (stream && count >= kLanes<T> && reinterpret_cast<uintptr_t>(to) % sizeof(v) == 0) {
     FASTMLIP_STREAM(reinterpret_cast<FASTMLIP_STREAM_AS*>(to), (FASTMLIP_STREAM_VECTOR)v);
     return;
   }

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "common.h"
+#include "tables.h"
 
 namespace fastmlip {
 
@@ -23,29 +24,13 @@ int64_t parts(int64_t num_nodes, int64_t num_edges, int64_t weight_numel) {
 // Checks what could read out of bounds; returns the columns of the result.
 int64_t check(const Tensor& x, const Tensor& a, const Tensor& w, const Tensor& order,
               const Tensor& tables) {
-  constexpr int64_t header_size = sizeof(Header) / sizeof(int64_t);
-  expect(tables.dim() == 1 && tables.size(0) >= header_size, "tables: too short");
-  const int64_t* table = tables.const_data_ptr<int64_t>();
-  const auto& header = *reinterpret_cast<const Header*>(table);
-  const int64_t blocks = header.num_blocks1 + header.num_blocks3;
-  expect(tables.size(0) == header_size + 2 * blocks +
-                               header.num_paths * int64_t(sizeof(PathRow) / sizeof(int64_t)) +
-                               header.num_cg * int64_t(sizeof(CgRow) / sizeof(int64_t)),
-         "tables: not a table of TensorProductProblem.tables()");
-  int64_t dim1 = 0, dim3 = 0;
-  const auto* block = reinterpret_cast<const Block*>(table + header_size);
-  for (int64_t i = 0; i < blocks; ++i)
-    (i < header.num_blocks1 ? dim1 : dim3) += block[i].mul * block[i].dim;
+  const TableSizes sizes = check_tables(tables);
   const int64_t nodes = x.dim() ? x.size(0) : 0, edges = a.dim() ? a.size(0) : 0;
-  expect_shape("x", x, nodes, dim1);
-  expect_shape("edge_attr", a, edges, header.dim2);
-  expect_shape("edge_weight", w, edges, header.weight_numel);
-  expect(order.dim() == 1 && order.size(0) == EdgeOrder::size(nodes, edges),
-         "order: not the edge_order of these nodes and edges");
-  const int64_t* ends = order.const_data_ptr<int64_t>();
-  expect(ends[nodes] == edges && ends[2 * nodes + 1] == edges,
-         "order: not the edge_order of these nodes and edges");
-  return dim3;
+  expect_shape("x", x, nodes, sizes.dim1);
+  expect_shape("edge_attr", a, edges, sizes.dim2);
+  expect_shape("edge_weight", w, edges, sizes.weight_numel);
+  check_order(order, nodes, edges);
+  return sizes.dim3;
 }
 
 // Contiguous operands of one call; directions are all given or all absent.

@@ -17,6 +17,7 @@ import torch
 from fastmlip import nn
 from fastmlip.integrations.nequip import (
     edge_embedding,
+    interaction_block,
     per_type_scale_shift,
     tensor_product_scatter,
     zbl,
@@ -24,17 +25,22 @@ from fastmlip.integrations.nequip import (
 
 
 class Swap(NamedTuple):
-    """What takes the place of a host class, where ``unsupported(old)`` is empty: ``make(old)``, of
-    the class ``fast``; ``fast(old)`` where ``make`` is not given."""
+    """What takes the place of a host class, where ``unsupported(old)`` is empty: ``make(old, model)``,
+    of the class ``fast``; ``fast(old)`` where ``make`` is not given."""
 
     fast: type
     unsupported: Callable[[torch.nn.Module], str]
-    make: Callable[[torch.nn.Module], torch.nn.Module] | None = None
+    make: Callable[[torch.nn.Module, torch.nn.Module], torch.nn.Module] | None = None
 
 
 SWAPS = {
     "TensorProductScatter": Swap(
         tensor_product_scatter.FastTensorProductScatter, tensor_product_scatter.unsupported
+    ),
+    "InteractionBlock": Swap(
+        interaction_block.FastInteractionBlock,
+        interaction_block.unsupported,
+        interaction_block.replace,
     ),
     "SphericalHarmonics": Swap(
         edge_embedding.FastSphericalHarmonics, edge_embedding.unsupported_harmonics
@@ -80,7 +86,7 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
         new = edge_embedding.replace(old, model)
     else:
         swap = SWAPS[name]
-        new = (swap.make or swap.fast)(old)
+        new = swap.make(old, model) if swap.make else swap.fast(old)
     tensor = next(itertools.chain(old.parameters(), old.buffers()), None)
     return new.to(device=None if tensor is None else tensor.device).train(old.training)
 

@@ -47,7 +47,7 @@ def _empty(host: Any) -> torch.nn.Module:
     return new
 
 
-def replace(old: torch.nn.Module) -> torch.nn.Module:
+def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same parameters, buffers and attributes in a module of the fast class."""
     new = _empty(type(old))
     for name, value in old.__dict__.items():

@@ -1,0 +1,75 @@
+// Matrix products for rows that stay in cache: a block of rows of A times B, columns a vector wide.
+#pragma once
+
+#include <algorithm>
+
+#include "plan.h"
+
+namespace fastmlip::FASTMLIP_ISA {
+namespace {
+
+constexpr int kTileRows = FASTMLIP_VECTOR_BYTES == 64 ? 8 : 4;  // with kTileVectors: the registers
+constexpr int kTileVectors = 3;
+constexpr int kBlockRows = 64;  // rows of A for which B is read once
+
+// c[r] = or += sum_k a[r][k] b[k] for kTileRows rows r and C vectors of columns, `left` of them
+// in the last one. Rows whose c is null are left out.
+template <class T, int C, bool kAdd>
+[[gnu::noinline]] void gemm_tile(const T* a, int64_t depth, const T* b, int64_t b_stride, int left,
+                                 T* const* c, int64_t column) {
+  constexpr int L = kLanes<T>, R = kTileRows;
+  Vec<T> sum[R * C];
+  unroll<R * C>(R * C, [&](int i) FASTMLIP_INLINE { sum[i] = Vec<T>{}; });
+  auto products = [&](auto load_last) FASTMLIP_INLINE {
+    for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+      Vec<T> row[C];
+      unroll<C>(C, [&](int v) FASTMLIP_INLINE {
+        row[v] = pin(v + 1 < C ? load(b + v * L) : load_last(b + v * L));
+      });
+      unroll<R>(R, [&](int r) FASTMLIP_INLINE {
+        const Vec<T> factor = pin(a[r * depth + k] + Vec<T>{});
+        unroll<C>(C, [&](int v) FASTMLIP_INLINE { sum[r * C + v] += factor * row[v]; });
+      });
+    }
+  };
+  if (left >= L)
+    products([](const T* from) FASTMLIP_INLINE { return load(from); });
+  else
+    products([left](const T* from) FASTMLIP_INLINE { return load_some(from, left); });
+  unroll<R>(R, [&](int r) FASTMLIP_INLINE {
+    T* to = c[r] + column;
+    if (c[r]) {
+      unroll<C>(C, [&](int v) FASTMLIP_INLINE {
+        const int count = v + 1 < C ? L : left;
+        const Vec<T> value = sum[r * C + v];
+        store_some(to + v * L, kAdd ? load_some(to + v * L, count) + value : value, count);
+      });
+    }
+  });
+}
+
+// Row r of the product, r < rows <= kBlockRows, into or (kAdd) onto c[r][0 .. columns). `a` has room
+// for kBlockRows rows of `depth`, c has kBlockRows entries, null behind `rows`.
+template <class T, bool kAdd>
+void gemm_block(const T* a, int rows, int64_t depth, const T* b, int64_t b_stride,
+                int64_t columns, T* const* c) {
+  constexpr int L = kLanes<T>;
+  for (int64_t column = 0; column < columns; column += kTileVectors * L) {
+    const int64_t left = std::min<int64_t>(columns - column, kTileVectors * L);
+    const int vectors = int((left + L - 1) / L), last = int(left - (vectors - 1) * L);
+    for (int r = 0; r < rows; r += kTileRows) {
+      auto tile = [&](auto C) {
+        gemm_tile<T, C, kAdd>(a + r * depth, depth, b + column, b_stride, last, c + r, column);
+      };
+      if (vectors == 3)
+        tile(std::integral_constant<int, 3>{});
+      else if (vectors == 2)
+        tile(std::integral_constant<int, 2>{});
+      else
+        tile(std::integral_constant<int, 1>{});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastmlip::FASTMLIP_ISA

@@ -1,0 +1,203 @@
+// The two passes over nodes that tensor_product_conv.cpp and radial_conv.cpp are made of, whatever
+// the rows of edge_weight lie in: `Rows` says where. tensor_product_conv.cpp states the formulas.
+//
+//   rows.prepare(k, edges, count)   makes the rows of the pass' edges k .. k + count readable
+//   rows.w(k, edge), hw, dw         the row of edge_weight, of its direction, of its gradient
+//   rows.finish(k, edges, count)    the gradients of these edges are there
+//   rows.stream                     whether gradient rows are read much later, so past the caches
+#pragma once
+
+#include <atomic>
+
+#include "paths.h"
+
+namespace fastmlip::FASTMLIP_ISA {
+namespace {
+
+// Ranges of the nodes [begin, end) with about equal numbers of edges, dealt out to threads as they
+// come free, so that a thread which wakes late or is slow holds nobody up. Which thread a node falls
+// to changes nothing that is computed.
+class Parts {
+ public:
+  Parts(const int64_t* ptr, int64_t begin, int64_t end, int64_t threads)
+      : ptr_(ptr), begin_(begin), end_(end), parts_(threads == 1 ? 1 : 8 * threads) {}
+
+  bool take(int64_t* begin, int64_t* end) {
+    const int64_t part = next_.fetch_add(1, std::memory_order_relaxed);
+    *begin = node(part);
+    *end = node(part + 1);
+    return part < parts_;
+  }
+
+ private:
+  int64_t node(int64_t part) const {
+    if (part == 0) return begin_;
+    if (part >= parts_) return end_;
+    const int64_t edge = ptr_[begin_] + (ptr_[end_] - ptr_[begin_]) * part / parts_;
+    return std::lower_bound(ptr_ + begin_, ptr_ + end_, edge) - ptr_;
+  }
+
+  const int64_t* ptr_;
+  const int64_t begin_, end_, parts_;
+  std::atomic<int64_t> next_{0};
+};
+
+template <class T>
+Buffer<T> pack_rows(const std::vector<PackedBlock>& blocks, int dim, int packed, const T* rows,
+                    int64_t num_nodes, ParallelFor parallel_for, int64_t threads) {
+  Buffer<T> result = allocate<T>(num_nodes * packed);
+  auto part = [&](int64_t i) {
+    for (int64_t n = num_nodes * i / threads; n < num_nodes * (i + 1) / threads; ++n)
+      pack(blocks, rows + n * dim, result.get() + n * packed);
+  };
+  run(parallel_for, threads, part);
+  return result;
+}
+
+// Edges that da has rows for: a whole group, and a whole step of contract_q.
+template <class T>
+constexpr int64_t kDaRows = std::max(kLanes<T>, kStep);
+
+// Scratch of one thread: everything a group points to that is not a tensor.
+template <class T>
+struct Scratch {
+  Buffer<Vec<T>> attr, attr2, q, da;
+  Buffer<T> matrix, matrix2, partial;
+  Group<T> group{};
+
+  explicit Scratch(const Plan<T>& plan)
+      : attr(allocate<Vec<T>>(plan.dim2)),
+        attr2(allocate<Vec<T>>(plan.dim2)),
+        q(allocate<Vec<T>>(kStep * plan.max_matrix)),
+        da(allocate<Vec<T>>(kDaRows<T> * plan.dim2)),
+        matrix(allocate<T>(int64_t(kLanes<T>) * plan.max_matrix)),
+        matrix2(allocate<T>(int64_t(kLanes<T>) * plan.max_matrix)),
+        partial(allocate<T>(plan.max_padded)) {
+    std::fill_n(q.get(), kStep * plan.max_matrix, Vec<T>{});
+    group.attr = attr.get();
+    group.attr2 = attr2.get();
+    group.q = q.get();
+    group.da = da.get();
+    group.matrix = matrix.get();
+    group.matrix2 = matrix2.get();
+    group.partial = partial.get();
+  }
+
+  static void gather(const T* rows, int dim2, const int64_t* edges, int count, Vec<T>* lanes) {
+    T* to = reinterpret_cast<T*>(lanes);
+    for (int m = 0; m < dim2; ++m)
+      for (int e = 0; e < kLanes<T>; ++e)
+        to[m * kLanes<T> + e] = e < count ? rows[edges[e] * dim2 + m] : 0;
+  }
+
+  // The group of `count` edges, of `left` edges to come; `far` are their nodes at the other end.
+  template <class Rows>
+  void fill(const Plan<T>& plan, const Tensors<T>& t, const Rows& rows, int64_t k,
+            const int64_t* edges, const int64_t* far, int count, int64_t left, const T* far_rows,
+            const T* far_rows2, int far_packed) {
+    group.count = count;
+    group.stream = rows.stream;
+    gather(t.edge_attr, plan.dim2, edges, count, attr.get());
+    if (t.ha) gather(t.ha, plan.dim2, edges, count, attr2.get());
+    for (int e = 0; e < count; ++e) {
+      const int next = e + kLanes<T> < left ? e + kLanes<T> : e;
+      group.w[e] = rows.w(k + e, edges[e]);
+      group.hw[e] = rows.hw(k + e, edges[e]);
+      group.next_w[e] = rows.w(k + next, edges[next]);
+      group.next_hw[e] = rows.hw(k + next, edges[next]);
+      group.dw[e] = rows.dw(k + e, edges[e]);
+      group.far[e] = far_rows + far[e] * far_packed;
+      group.far2[e] = far_rows2 + (far_rows2 ? far[e] * far_packed : 0);
+    }
+    group.far[count] = group.far[0];
+  }
+};
+
+// The sum over the edges that point to node n, into `sum` (packed).
+template <class T, bool kSecond, class Rows>
+void receive_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeOrder& order,
+                  Scratch<T>& scratch, const T* x, const T* hx, int64_t n, T* sum) {
+  std::fill_n(sum, plan.packed3, T(0));
+  const int64_t end = order.dst_ptr[n + 1];
+  for (int64_t k = order.dst_ptr[n]; k < end; k += kLanes<T>) {
+    const int count = int(std::min<int64_t>(kLanes<T>, end - k));
+    const int64_t* edges = order.dst_edge + k;
+    rows.prepare(k, edges, count);
+    scratch.fill(plan, t, rows, k, edges, order.dst_src + k, count, rows.end(order.num_edges) - k,
+                 x, hx, plan.packed1);
+    for (const PlanPath<T>& path : plan.paths) {
+      make_matrix(path, scratch.group.attr, scratch.group.matrix);
+      if (kSecond) make_matrix(path, scratch.group.attr2, scratch.group.matrix2);
+      receive<T, kSecond>(path, scratch.group, sum);
+    }
+  }
+}
+
+// All that the edges which start at node n have a gradient for; its own in `dx` (packed).
+template <class T, bool kSecond, class Rows>
+void send_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeOrder& order,
+               Scratch<T>& scratch, const T* grad, const T* x, const T* hx, int64_t n, T* dx) {
+  std::fill_n(dx, plan.packed1, T(0));
+  const T *x_row = x + n * plan.packed1, *hx_row = kSecond ? hx + n * plan.packed1 : x_row;
+  const int64_t end = order.src_ptr[n + 1];
+  for (int64_t k = order.src_ptr[n]; k < end; k += kLanes<T>) {
+    const int count = int(std::min<int64_t>(kLanes<T>, end - k));
+    const int64_t* edges = order.src_edge + k;
+    rows.prepare(k, edges, count);
+    scratch.fill(plan, t, rows, k, edges, order.src_dst + k, count, rows.end(order.num_edges) - k,
+                 grad, nullptr, plan.packed3);
+    std::fill_n(scratch.group.da, kDaRows<T> * plan.dim2, Vec<T>{});
+    for (const PlanPath<T>& path : plan.paths) {
+      make_matrix(path, scratch.group.attr, scratch.group.matrix);
+      if (kSecond) make_matrix(path, scratch.group.attr2, scratch.group.matrix2);
+      send<T, kSecond>(path, scratch.group, x_row, hx_row, dx, plan.dim2);
+    }
+    rows.finish(k, edges, count);
+    for (int m = 0; m < plan.dim2; ++m) {
+      T sums[kLanes<T>];
+      store(sums, sum_each<T>(scratch.group.da + m, plan.dim2));
+      for (int e = 0; e < count; ++e) t.da[edges[e] * plan.dim2 + m] = sums[e];
+    }
+  }
+}
+
+// Both passes over the nodes [begin, end); make_rows() gives each thread its Rows.
+template <class T, bool kSecond, class MakeRows>
+void receive_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& make_rows,
+                   const EdgeOrder& order, const T* x, const T* hx, int64_t begin, int64_t end,
+                   ParallelFor parallel_for, int64_t threads) {
+  Parts parts(order.dst_ptr, begin, end, threads);
+  run(parallel_for, threads, [&](int64_t) {
+    Scratch<T> scratch(plan);
+    auto rows = make_rows();
+    const Buffer<T> sum = allocate<T>(plan.packed3);
+    for (int64_t first, last; parts.take(&first, &last);) {
+      for (int64_t n = first; n < last; ++n) {
+        receive_node<T, kSecond>(plan, t, rows, order, scratch, x, hx, n, sum.get());
+        unpack(plan.blocks3, sum.get(), t.out + n * plan.dim3);
+      }
+    }
+  });
+}
+
+template <class T, bool kSecond, class MakeRows>
+void send_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& make_rows,
+                const EdgeOrder& order, const T* grad, const T* x, const T* hx, int64_t begin,
+                int64_t end, ParallelFor parallel_for, int64_t threads) {
+  Parts parts(order.src_ptr, begin, end, threads);
+  run(parallel_for, threads, [&](int64_t) {
+    Scratch<T> scratch(plan);
+    auto rows = make_rows();
+    const Buffer<T> dx = allocate<T>(plan.packed1);
+    for (int64_t first, last; parts.take(&first, &last);) {
+      for (int64_t n = first; n < last; ++n) {
+        send_node<T, kSecond>(plan, t, rows, order, scratch, grad, x, hx, n, dx.get());
+        unpack(plan.blocks1, dx.get(), t.dx + n * plan.dim1);
+      }
+    }
+    finish_streams();
+  });
+}
+
+}  // namespace
+}  // namespace fastmlip::FASTMLIP_ISA

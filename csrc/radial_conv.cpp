@@ -1,0 +1,308 @@
+// CPU kernels of radial_conv; fastmlip/ops/radial_conv.py states the formula. They are the passes of
+// tensor_product_conv over rows of edge_weight that never lie in memory all at once:
+//
+//   a product radial @ weight   is made for a chunk of nodes at a time, a pair's row once, and its
+//                               gradient summed over the pair before it goes through weight
+//   a band of weight            (splines: a few rows of it from first_row on) is made for the group
+//                               of edges at hand, in the cache next to the core
+#include "gemm.h"
+#include "passes.h"
+#include "radial_conv.h"
+
+namespace fastmlip::FASTMLIP_ISA {
+namespace {
+
+// ------------------------------------------------------------------ bands
+
+// One thread's rows of the kLanes edges at hand.
+template <class T>
+struct BandRows {
+  const RadialTensors<T>& t;
+  const int64_t numel, stride;  // stride: numel padded, so that rows lie on whole cache lines
+  Buffer<T> rows, gradients;
+  int64_t begin = 0, limit = 0;
+  static constexpr bool stream = false;
+
+  BandRows(const RadialTensors<T>& t, int64_t numel)
+      : t(t),
+        numel(numel),
+        stride((numel + 63) / 64 * 64),
+        rows(allocate<T>(kLanes<T> * stride)),
+        gradients(t.dradial ? allocate<T>(kLanes<T> * stride) : nullptr) {}
+
+  int64_t end(int64_t) const { return limit; }
+  const T* w(int64_t k, int64_t) const { return rows.get() + (k - begin) * stride; }
+  const T* hw(int64_t, int64_t) const { return nullptr; }
+  T* dw(int64_t k, int64_t) const {
+    return gradients ? gradients.get() + (k - begin) * stride : nullptr;
+  }
+
+  void prepare(int64_t k, const int64_t* edges, int count) {
+    begin = k;
+    limit = k + count;
+    with_width([&](auto H) {
+      for (int e = 0; e < count; ++e) band<H>(edges[e], rows.get() + e * stride);
+    });
+  }
+
+  void finish(int64_t, const int64_t* edges, int count) {
+    with_width([&](auto H) {
+      for (int e = 0; e < count; ++e) project<H>(edges[e], gradients.get() + e * stride);
+    });
+  }
+
+ private:
+  template <class F>
+  void with_width(const F& f) const {
+    t.width == 6 ? f(std::integral_constant<int, 6>{}) : f(std::integral_constant<int, 0>{});
+  }
+
+  template <int H>
+  void band(int64_t edge, T* row) const {
+    const int width = H ? H : int(t.width);
+    const T *radial = t.radial + edge * t.width, *weight = t.weight + t.first_row[edge] * numel;
+    for_channels<T>(int(numel), [&](int u, int left) FASTMLIP_INLINE {
+      Vec<T> sum{};
+      unroll<H>(width, [&](int i) FASTMLIP_INLINE {
+        sum += radial[i] * load_some(weight + i * numel + u, left);
+      });
+      store_some(row + u, sum, left);
+    });
+  }
+
+  template <int H>
+  void project(int64_t edge, const T* gradient) const {
+    const int width = H ? H : int(t.width);
+    const T* weight = t.weight + t.first_row[edge] * numel;
+    T* to = t.dradial + edge * t.width;
+    constexpr int kWide = H ? H : 1;  // sums at a time
+    for (int i = 0; i < width; i += kWide) {
+      Vec<T> sum[kWide] = {};
+      for_channels<T>(int(numel), [&](int u, int left) FASTMLIP_INLINE {
+        const Vec<T> g = pin(load_some(gradient + u, left));
+        unroll<kWide>(kWide, [&](int j) FASTMLIP_INLINE {
+          sum[j] += g * load_some(weight + (i + j) * numel + u, left);
+        });
+      });
+      for (int j = 0; j < kWide; ++j) {
+        T total = 0;
+        for (int lane = 0; lane < kLanes<T>; ++lane) total += sum[j][lane];
+        to[i + j] = total;
+      }
+    }
+  }
+};
+
+// ------------------------------------------------------------------ products, chunk by chunk
+
+// A chunk's rows take about this much memory, so that they stay in a shared cache.
+constexpr int64_t kChunkBytes = int64_t(12) << 20;
+
+// The rows of the edges of nodes [begin, end) in the order of a pass: which they are (the edges
+// that stand for their pairs), and for each edge of the pass its row.
+struct Chunk {
+  int64_t begin = 0, end = 0, first = 0, last = 0;  // nodes, and positions in the pass
+  std::vector<int64_t> rows;                        // [row]: the edge of radial
+  std::vector<int32_t> row_of;                      // [position - first]: its row
+};
+
+// Walks through all chunks of a pass.
+class Chunks {
+ public:
+  Chunks(const int64_t* ptr, const int64_t* edges, const int64_t* pair, const EdgeOrder& order,
+         int64_t row_bytes)
+      : ptr_(ptr),
+        edges_(edges),
+        pair_(pair),
+        nodes_(order.num_nodes),
+        max_rows_(std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, row_bytes))),
+        seen_(order.num_edges, -1) {}
+
+  bool next(Chunk& chunk) {
+    if (chunk.end == nodes_) return false;
+    chunk.begin = chunk.end;
+    chunk.first = ptr_[chunk.begin];
+    chunk.rows.clear();
+    chunk.row_of.clear();
+    while (chunk.end < nodes_ &&
+           (chunk.end == chunk.begin || int64_t(chunk.rows.size()) < max_rows_)) {
+      for (int64_t k = ptr_[chunk.end]; k < ptr_[chunk.end + 1]; ++k) {
+        const int64_t edge = pair_ ? pair_[edges_[k]] : edges_[k];
+        if (seen_[edge] < base_) {
+          seen_[edge] = base_ + int64_t(chunk.rows.size());
+          chunk.rows.push_back(edge);
+        }
+        chunk.row_of.push_back(int32_t(seen_[edge] - base_));
+      }
+      ++chunk.end;
+    }
+    chunk.last = ptr_[chunk.end];
+    base_ += int64_t(chunk.rows.size());
+    return true;
+  }
+
+ private:
+  const int64_t *ptr_, *edges_, *pair_;
+  const int64_t nodes_, max_rows_;
+  std::vector<int64_t> seen_;  // [edge]: its row, counted over all chunks
+  int64_t base_ = 0;
+};
+
+// f(row, count) for blocks of kBlockRows rows, dealt out to threads.
+template <class F>
+void for_blocks(int64_t rows, ParallelFor parallel_for, int64_t threads, const F& make) {
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  std::atomic<int64_t> next{0};
+  run(parallel_for, std::max<int64_t>(1, std::min(threads, blocks)), [&](int64_t) {
+    auto f = make();
+    for (int64_t b; (b = next.fetch_add(1, std::memory_order_relaxed)) < blocks;)
+      f(b * kBlockRows, int(std::min<int64_t>(kBlockRows, rows - b * kBlockRows)));
+  });
+}
+
+template <class T>
+Buffer<T> zeros(int64_t count) {
+  Buffer<T> result = allocate<T>(count);
+  std::fill_n(result.get(), count, T(0));
+  return result;
+}
+
+template <class T>
+struct ChunkRows {
+  const Chunk& chunk;
+  const int64_t numel;
+  const T* rows;
+  T* gradients;
+  static constexpr bool stream = false;
+
+  int64_t end(int64_t) const { return chunk.last; }
+  void prepare(int64_t, const int64_t*, int) {}
+  void finish(int64_t, const int64_t*, int) {}
+  const T* w(int64_t k, int64_t) const { return rows + chunk.row_of[k - chunk.first] * numel; }
+  const T* hw(int64_t, int64_t) const { return nullptr; }
+  T* dw(int64_t k, int64_t) const {
+    return gradients ? gradients + (k - chunk.first) * numel : nullptr;
+  }
+};
+
+// rows[i] = radial[chunk.rows[i]] @ weight
+template <class T>
+void multiply(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel, T* rows,
+              ParallelFor parallel_for, int64_t threads) {
+  for_blocks(int64_t(chunk.rows.size()), parallel_for, threads, [&] {
+    return [&, a = zeros<T>(kBlockRows * t.width)](int64_t row, int count) {
+      T* c[kBlockRows] = {};
+      for (int r = 0; r < count; ++r) {
+        std::copy_n(t.radial + chunk.rows[row + r] * t.width, t.width, a.get() + r * t.width);
+        c[r] = rows + (row + r) * numel;
+      }
+      gemm_block<T, false>(a.get(), count, t.width, t.weight, numel, numel, c);
+    };
+  });
+}
+
+// dradial[chunk.rows[i]] += sum of the gradients of the row's edges, times weight transposed
+template <class T>
+void multiply_back(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel, const T* gradients,
+                   const T* transposed, ParallelFor parallel_for, int64_t threads) {
+  std::vector<int64_t> head(chunk.rows.size(), -1), next(chunk.row_of.size());
+  for (int64_t i = int64_t(chunk.row_of.size()) - 1; i >= 0; --i) {
+    next[i] = head[chunk.row_of[i]];
+    head[chunk.row_of[i]] = i;
+  }
+  for_blocks(int64_t(chunk.rows.size()), parallel_for, threads, [&] {
+    return [&, a = zeros<T>(kBlockRows * numel)](int64_t row, int count) {
+      T* c[kBlockRows] = {};
+      for (int r = 0; r < count; ++r) {
+        T* sum = a.get() + r * numel;
+        int64_t i = head[row + r];
+        std::copy_n(gradients + i * numel, numel, sum);
+        while ((i = next[i]) >= 0)
+          for (int64_t k = 0; k < numel; ++k) sum[k] += gradients[i * numel + k];
+        c[r] = t.dradial + chunk.rows[row + r] * t.width;
+      }
+      gemm_block<T, true>(a.get(), count, numel, transposed, t.width, t.width, c);
+    };
+  });
+}
+
+template <class T>
+Buffer<T> transpose(const T* weight, int64_t rows, int64_t columns) {
+  Buffer<T> result = allocate<T>(rows * columns);
+  constexpr int64_t tile = 16;
+  for (int64_t c = 0; c < columns; c += tile)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = c; i < std::min(c + tile, columns); ++i)
+        result[i * rows + r] = weight[r * columns + i];
+  return result;
+}
+
+// ------------------------------------------------------------------ the operators
+
+template <class T>
+Tensors<T> conv_tensors(const RadialTensors<T>& t) {
+  return {t.x,     t.edge_attr, nullptr, t.grad, nullptr, nullptr,
+          nullptr, t.out,       t.dx,    t.da,   nullptr};
+}
+
+template <class T>
+void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* tables,
+             ParallelFor parallel_for, int64_t threads) {
+  const Plan<T> plan(tables);
+  const int64_t nodes = order.num_nodes, numel = plan.weight_numel;
+  const Buffer<T> x =
+      pack_rows(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes, parallel_for, threads);
+  auto receive = [&](const auto& make_rows, int64_t begin, int64_t end) {
+    receive_nodes<T, false>(plan, conv_tensors(t), make_rows, order, x.get(), nullptr, begin, end,
+                            parallel_for, threads);
+  };
+  if (t.first_row) return receive([&] { return BandRows<T>(t, numel); }, 0, nodes);
+  Chunk chunk;
+  Chunks chunks(order.dst_ptr, order.dst_edge, t.edge_pair, order, numel * int64_t(sizeof(T)));
+  Buffer<T> rows;
+  for (size_t capacity = 0; chunks.next(chunk);) {
+    if (chunk.rows.size() > capacity)
+      rows = allocate<T>(numel * int64_t(capacity = chunk.rows.size()));
+    multiply(t, chunk, numel, rows.get(), parallel_for, threads);
+    receive([&] { return ChunkRows<T>{chunk, numel, rows.get(), nullptr}; }, chunk.begin,
+            chunk.end);
+  }
+}
+
+template <class T>
+void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* tables,
+              ParallelFor parallel_for, int64_t threads) {
+  const Plan<T> plan(tables);
+  const int64_t nodes = order.num_nodes, numel = plan.weight_numel;
+  const Buffer<T> grad =
+      pack_rows(plan.blocks3, plan.dim3, plan.packed3, t.grad, nodes, parallel_for, threads);
+  const Buffer<T> x =
+      pack_rows(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes, parallel_for, threads);
+  auto send = [&](const auto& make_rows, int64_t begin, int64_t end) {
+    send_nodes<T, false>(plan, conv_tensors(t), make_rows, order, grad.get(), x.get(), nullptr,
+                         begin, end, parallel_for, threads);
+  };
+  if (t.first_row) return send([&] { return BandRows<T>(t, numel); }, 0, nodes);
+  std::fill_n(t.dradial, order.num_edges * t.width, T(0));
+  const Buffer<T> transposed = transpose(t.weight, t.width, numel);
+  Chunk chunk;
+  Chunks chunks(order.src_ptr, order.src_edge, t.edge_pair, order, numel * int64_t(sizeof(T)));
+  Buffer<T> rows, gradients;
+  for (size_t capacity = 0, edges = 0; chunks.next(chunk);) {
+    if (chunk.rows.size() > capacity)
+      rows = allocate<T>(numel * int64_t(capacity = chunk.rows.size()));
+    if (chunk.row_of.size() > edges)
+      gradients = allocate<T>(numel * int64_t(edges = chunk.row_of.size()));
+    multiply(t, chunk, numel, rows.get(), parallel_for, threads);
+    send([&] { return ChunkRows<T>{chunk, numel, rows.get(), gradients.get()}; }, chunk.begin,
+         chunk.end);
+    multiply_back(t, chunk, numel, gradients.get(), transposed.get(), parallel_for, threads);
+  }
+}
+
+}  // namespace
+
+extern const RadialConv radial_conv;
+const RadialConv radial_conv = {forward<float>, forward<double>, backward<float>, backward<double>};
+
+}  // namespace fastmlip::FASTMLIP_ISA

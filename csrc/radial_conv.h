@@ -1,0 +1,29 @@
+// What the kernels of radial_conv take: plain pointers, no torch.
+#pragma once
+
+#include "tensor_product_conv.h"
+
+namespace fastmlip {
+
+// Row-major tensors; a pointer that a kernel does not use is null. Of edge_pair and first_row one
+// or none is given.
+template <class T>
+struct RadialTensors {
+  const T *x, *edge_attr, *radial, *weight, *grad;
+  const int64_t *edge_pair, *first_row;
+  int64_t width;  // columns of radial
+  T *out, *dx, *da, *dradial;
+};
+
+struct RadialConv {
+  void (*forward_f32)(const RadialTensors<float>&, const EdgeOrder&, const int64_t* tables,
+                      ParallelFor, int64_t threads);
+  void (*forward_f64)(const RadialTensors<double>&, const EdgeOrder&, const int64_t* tables,
+                      ParallelFor, int64_t threads);
+  void (*backward_f32)(const RadialTensors<float>&, const EdgeOrder&, const int64_t* tables,
+                       ParallelFor, int64_t threads);
+  void (*backward_f64)(const RadialTensors<double>&, const EdgeOrder&, const int64_t* tables,
+                       ParallelFor, int64_t threads);
+};
+
+}  // namespace fastmlip

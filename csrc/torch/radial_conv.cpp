@@ -1,0 +1,136 @@
+// fastmlip::radial_conv_cpu and its derivative.
+#include "../radial_conv.h"
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+#include "common.h"
+#include "tables.h"
+
+namespace fastmlip {
+
+FASTMLIP_KERNELS(RadialConv, radial_conv)
+
+namespace {
+
+using Maybe = std::optional<Tensor>;
+
+struct Call {
+  Tensor x, a, radial, weight;
+  Maybe pair, first;
+  Tensor order;
+  const int64_t* tables;
+  int64_t nodes, edges, dim_out;
+
+  Call(const Tensor& x_any, const Tensor& a_any, const Tensor& radial_any, const Tensor& weight_any,
+       const Maybe& edge_pair, const Maybe& first_row, const Tensor& order_any,
+       const Tensor& tables_any, int64_t dim_out)
+      : x(packed(x_any)),
+        a(packed(a_any)),
+        radial(packed(radial_any)),
+        weight(packed(weight_any)),
+        pair(edge_pair ? Maybe(packed(*edge_pair)) : std::nullopt),
+        first(first_row ? Maybe(packed(*first_row)) : std::nullopt),
+        order(order_any),
+        tables(tables_any.const_data_ptr<int64_t>()),
+        nodes(x.dim() ? x.size(0) : 0),
+        edges(a.dim() ? a.size(0) : 0),
+        dim_out(dim_out) {
+    const TableSizes sizes = check_tables(tables_any);
+    expect(sizes.dim3 == dim_out, "dim_out: not the columns of this problem");
+    expect_shape("x", x, nodes, sizes.dim1);
+    expect_shape("edge_attr", a, edges, sizes.dim2);
+    expect(radial.dim() == 2 && radial.size(0) == edges, "radial: expected a row for each edge");
+    expect(weight.dim() == 2 && weight.size(1) == sizes.weight_numel,
+           "weight: expected weight_numel columns");
+    expect(!pair || !first, "edge_pair and first_row: give one of them at most");
+    const int64_t width = radial.size(1), rows = weight.size(0);
+    expect(first ? rows >= width : rows == width, "weight: rows do not fit the columns of radial");
+    check_index("edge_pair", pair, edges);
+    check_index("first_row", first, rows - width + 1);
+    check_order(order, nodes, edges);
+  }
+
+  void check_index(const char* name, const Maybe& index, int64_t limit) const {
+    if (!index) return;
+    expect(index->dim() == 1 && index->size(0) == edges,
+           std::string(name) + ": expected an entry for each edge");
+    const int64_t* values = index->const_data_ptr<int64_t>();
+    for (int64_t e = 0; e < edges; ++e)
+      expect(values[e] >= 0 && values[e] < limit, std::string(name) + ": out of range");
+  }
+
+  int64_t threads() const {
+    const int64_t work = edges * (weight.size(1) + 64) / (1 << 15);
+    return std::max<int64_t>(
+        1, std::min<int64_t>({int64_t(torch::stable::get_num_threads()), work, nodes}));
+  }
+
+  template <class T>
+  RadialTensors<T> pointers() const {
+    auto index = [](const Maybe& t) { return t ? t->const_data_ptr<int64_t>() : nullptr; };
+    RadialTensors<T> t{};
+    t.x = x.const_data_ptr<T>(), t.edge_attr = a.const_data_ptr<T>();
+    t.radial = radial.const_data_ptr<T>(), t.weight = weight.const_data_ptr<T>();
+    t.edge_pair = index(pair), t.first_row = index(first), t.width = radial.size(1);
+    return t;
+  }
+
+  EdgeOrder edge_order() const { return {order.const_data_ptr<int64_t>(), nodes, edges}; }
+};
+
+Tensor radial_conv_cpu(const Tensor& x, const Tensor& a, const Tensor& radial, const Tensor& weight,
+                       const Maybe& edge_pair, const Maybe& first_row, const Tensor& order,
+                       const Tensor& tables, int64_t dim_out) {
+  const Call call(x, a, radial, weight, edge_pair, first_row, order, tables, dim_out);
+  Tensor out = torch::stable::new_empty(call.x, {call.nodes, dim_out});
+  auto run = [&](auto kernel, auto t) {
+    t.out = out.mutable_data_ptr<std::remove_pointer_t<decltype(t.out)>>();
+    kernel(t, call.edge_order(), call.tables, parallel_for, call.threads());
+  };
+  if (call.x.scalar_type() == ScalarType::Double)
+    run(radial_conv().forward_f64, call.pointers<double>());
+  else
+    run(radial_conv().forward_f32, call.pointers<float>());
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> radial_conv_backward_cpu(
+    const Tensor& grad, const Tensor& x, const Tensor& a, const Tensor& radial,
+    const Tensor& weight, const Maybe& edge_pair, const Maybe& first_row, const Tensor& order,
+    const Tensor& tables, int64_t dim_out) {
+  const Call call(x, a, radial, weight, edge_pair, first_row, order, tables, dim_out);
+  expect_shape("grad", grad, call.nodes, dim_out);
+  const Tensor g = packed(grad);
+  Tensor dx = empty_as(call.x), da = empty_as(call.a), dradial = empty_as(call.radial);
+  auto run = [&](auto kernel, auto t) {
+    using T = std::remove_pointer_t<decltype(t.out)>;
+    t.grad = g.const_data_ptr<T>(), t.dx = dx.mutable_data_ptr<T>();
+    t.da = da.mutable_data_ptr<T>(), t.dradial = dradial.mutable_data_ptr<T>();
+    kernel(t, call.edge_order(), call.tables, parallel_for, call.threads());
+  };
+  if (call.x.scalar_type() == ScalarType::Double)
+    run(radial_conv().backward_f64, call.pointers<double>());
+  else
+    run(radial_conv().backward_f32, call.pointers<float>());
+  return {dx, da, dradial};
+}
+
+}  // namespace
+}  // namespace fastmlip
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
+  m.def(
+      "radial_conv_cpu(Tensor x, Tensor edge_attr, Tensor radial, Tensor weight, Tensor? "
+      "edge_pair, Tensor? first_row, Tensor order, Tensor tables, SymInt dim_out) -> Tensor");
+  m.def(
+      "radial_conv_backward_cpu(Tensor grad, Tensor x, Tensor edge_attr, Tensor radial, Tensor "
+      "weight, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, SymInt dim_out) "
+      "-> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {
+  m.impl("radial_conv_cpu", TORCH_BOX(&fastmlip::radial_conv_cpu));
+  m.impl("radial_conv_backward_cpu", TORCH_BOX(&fastmlip::radial_conv_backward_cpu));
+}

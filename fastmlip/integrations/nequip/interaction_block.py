@@ -1,0 +1,182 @@
+"""NequIP's ``InteractionBlock``: with frozen parameters, on :func:`fastmlip.ops.radial_conv`.
+
+What takes its place is of a class derived from the host's own, with the same modules inside. Where
+a parameter can be trained (and on a GPU, and under autocast) it is the host's forward, around the
+swapped ``TensorProductScatter``. With frozen parameters, as in a compiled model or after
+``model.requires_grad_(False)``:
+
+- the radial network runs once per pair of atoms, and its last layer inside the convolution;
+- the self-connection is one linear map per type, where node attributes depend on the type alone;
+- what depends on the edges alone, their order and pairs, is found once for all layers.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+
+from fastmlip import backend, ops
+from fastmlip.ops.edge_order import edge_order
+
+HOST_ATTRIBUTES = (
+    "linear_1", "linear_2", "edge_mlp", "tp_scatter", "sc", "ghost_exchange", "is_first_layer",
+    "avg_num_neighbors_norm", "_get_mliap_num_local",
+)  # fmt: skip
+ORDER, PAIR = "_fastmlip_edge_order", "_fastmlip_edge_pair"  # from the first layer to the last
+
+Data = dict[str, torch.Tensor]
+
+
+class FastInteractionBlock:
+    """What a class made by :func:`fast_class` has in place of the host's."""
+
+    num_types: int  # of the one type embedding that makes node attributes, or 0
+    is_last: bool
+
+    def forward(self: Any, data: Data) -> Data:
+        """``data`` with new node features."""
+        x = data["node_features"]
+        if backend.choose(x) != "cpp" or torch.is_autocast_enabled(x.device.type):
+            return super().forward(data)  # type: ignore[misc]
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return super().forward(data)  # type: ignore[misc]
+        return _frozen(self, data)
+
+    def __reduce__(self: Any):
+        return _empty, (type(self).__mro__[2],), self.__dict__
+
+
+@cache
+def fast_class(host: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """The class for modules of the class ``host``."""
+    return type("FastInteractionBlock", (FastInteractionBlock, host), {"__module__": __name__})
+
+
+def _empty(host: Any) -> torch.nn.Module:
+    new = fast_class(host).__new__(fast_class(host))
+    torch.nn.Module.__init__(new)
+    return new
+
+
+def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
+    """The same modules in one of the fast class."""
+    new: Any = _empty(type(old))
+    new.__dict__.update(old.__dict__)  # children that are swapped later are swapped in both
+    new.num_types = _num_types(old, model)
+    blocks = [module for module in model.modules() if type(module).__name__ == type(old).__name__]
+    new.is_last = old is blocks[-1]
+    return new
+
+
+def unsupported(module: torch.nn.Module) -> str:
+    """Why an ``InteractionBlock`` cannot be swapped; empty where it can."""
+    missing = [name for name in HOST_ATTRIBUTES if not hasattr(module, name)]
+    if missing:
+        return f"an unknown version of NequIP's class, without {', '.join(missing)}"
+    host: Any = module
+    layers = getattr(host.edge_mlp, "mlp", None)
+    if not isinstance(layers, torch.nn.Sequential) or not len(layers):
+        return "its radial network is not a sequence of layers"
+    last: Any = layers[-1]
+    if not hasattr(last, "weight") or not hasattr(last, "alpha"):
+        return f"its radial network ends in {type(last).__name__}, not in a scaled linear layer"
+    if getattr(last, "bias", None) is not None:
+        return "the last layer of its radial network has a bias"
+    return ""
+
+
+def _num_types(block: Any, model: torch.nn.Module) -> int:
+    """How many types the self-connection is folded for; 0 where it is not."""
+    embeds: list[Any] = [m for m in model.modules() if type(m).__name__ == "NodeTypeEmbed"]
+    others = [m for m in model.modules() if type(m).__name__.endswith("NodeTypeEmbed")]
+    if block.sc is None or len(embeds) != 1 or len(others) != 1:
+        return 0
+    if getattr(embeds[0], "do_categorical_graph_field_embed", True):
+        return 0
+    num_types = embeds[0].embed_module.num_embeddings
+    return num_types if 2 * num_types <= block.sc.irreps_in2.dim else 0  # else it is more work
+
+
+# ---------------------------------------------------------------- the forward of a frozen block
+
+
+def _frozen(block: Any, data: Data) -> Data:
+    from nequip.data import AtomicDataDict
+
+    if AtomicDataDict.LMP_MLIAP_DATA_KEY in data:
+        num_local = block._get_mliap_num_local(data)
+    else:
+        num_local = AtomicDataDict.num_nodes(data)
+    x = data["node_features"]
+    if not block.is_first_layer:
+        x = x[:num_local]
+    sc = None if block.sc is None else self_connection(block, x, data)
+    data["node_features"] = block.linear_1(x)
+    data = block.avg_num_neighbors_norm(data)
+    if not block.is_first_layer:
+        data = block.ghost_exchange(data, ghost_included=False)
+    x = block.linear_2(convolution(block, data)[:num_local])
+    data["node_features"] = x if sc is None else x + sc
+    return data
+
+
+def convolution(block: Any, data: Data) -> torch.Tensor:
+    """The radial network, tensor product and sum over edges, ``[N, irreps_mid.dim]``."""
+    x, edge_index, embedding = data["node_features"], data["edge_index"], data["edge_embedding"]
+    if ORDER not in data:
+        data[ORDER] = edge_order(edge_index[0], edge_index[1], x.shape[0])
+        data[PAIR] = ops.edge_pair(data["edge_vectors"], embedding, data[ORDER], x.shape[0])
+    order, pair = data[ORDER], data[PAIR]
+    if block.is_last:
+        del data[ORDER], data[PAIR]
+    radial = block.edge_mlp.mlp[:-1](embedding)
+    last = block.edge_mlp.mlp[-1]
+    conv = block.tp_scatter.conv
+    return ops.radial_conv(
+        x, data["edge_attrs"], radial, last.weight * last.alpha, edge_index[0], edge_index[1],
+        conv.problem, conv.tables, pair, None, order,
+    )  # fmt: skip
+
+
+def self_connection(block: Any, x: torch.Tensor, data: Data) -> torch.Tensor:
+    """``block.sc`` of the node attributes, ``[N, irreps_out.dim]``.
+
+    With attributes v that depend on the type t alone, the weight ``W[u, v, w]`` of a path of e3nn's
+    ``FullyConnectedTensorProduct`` is ``M[t, u, w] = sum_v v[t] W[u, v, w]``; its scalar second
+    operand makes the Wigner 3j symbol a unit matrix over sqrt(2 l + 1).
+    """
+    sc, nodes = block.sc, x.shape[0]
+    attrs = data["node_attrs"]
+    if not block.num_types:
+        return sc(x, attrs[:nodes])
+    types = data["atom_types"].view(-1)
+    v = attrs.new_zeros(block.num_types, attrs.shape[1]).index_copy(0, types, attrs)
+    is_type = torch.nn.functional.one_hot(types[:nodes], block.num_types).to(x.dtype)
+    slices1, slices2, slices3 = (
+        irreps.slices() for irreps in (sc.irreps_in1, sc.irreps_in2, sc.irreps_out)
+    )
+    blocks: list[Any] = [None] * len(slices3)
+    for path, _, weight in _paths(sc):
+        mul, ir = sc.irreps_in1[path.i_in1]
+        m = torch.einsum("uvw,tv->utw", weight, v[:, slices2[path.i_in2]])
+        m = (m * (path.path_weight / math.sqrt(ir.dim))).flatten(1)
+        columns = x[:, slices1[path.i_in1]].reshape(nodes, mul, ir.dim).transpose(1, 2)
+        every = (columns.reshape(nodes * ir.dim, mul) @ m).view(
+            nodes, ir.dim, block.num_types, weight.shape[2]
+        )
+        mine = (every * is_type.view(nodes, 1, -1, 1)).sum(2).transpose(1, 2)
+        before = blocks[path.i_out]
+        blocks[path.i_out] = mine if before is None else before + mine
+    rows = [
+        x.new_zeros(nodes, s.stop - s.start) if block is None else block.flatten(1)
+        for block, s in zip(blocks, slices3, strict=True)
+    ]
+    return torch.cat(rows, 1)
+
+
+def _paths(sc: Any):
+    for i, instruction, weight in sc.weight_views(yield_instruction=True):
+        yield instruction, i, weight
