@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
 #endif
@@ -21,5 +25,70 @@ inline void ask_for_huge_pages(void* memory, int64_t bytes) {
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
+
+// Large scratch memory that is kept for the next call, because to give it back and ask for it again
+// costs page faults (two thirds of radial_conv's backward at 4,000 edges).
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) : bytes_(bytes), memory_(take(bytes_)) {}
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() { keep(memory_, bytes_); }
+
+  void* get() const { return memory_; }
+
+  void grow(int64_t bytes) {
+    if (bytes <= bytes_) return;
+    std::free(memory_);
+    memory_ = take(bytes_ = bytes);
+  }
+
+ private:
+  static constexpr size_t kMaxKept = 4;  // buffers
+
+  // The smallest kept buffer of at least `bytes`, which becomes its size, or a new one.
+  static void* take(int64_t& bytes) {
+    const std::lock_guard<std::mutex> lock(mutex());
+    auto& kept = free_list();
+    auto best = kept.end();
+    for (auto i = kept.begin(); i != kept.end(); ++i)
+      if (i->second >= bytes && (best == kept.end() || i->second < best->second)) best = i;
+    if (best != kept.end()) {
+      const auto [memory, size] = *best;
+      kept.erase(best);
+      bytes = size;
+      return memory;
+    }
+    bytes = (bytes + 63) / 64 * 64;
+    void* memory = std::aligned_alloc(64, bytes);
+    if (!memory) throw std::bad_alloc();
+    ask_for_huge_pages(memory, bytes);
+    return memory;
+  }
+
+  static void keep(void* memory, int64_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex());
+    auto& kept = free_list();
+    kept.emplace_back(memory, bytes);
+    if (kept.size() <= kMaxKept) return;
+    auto smallest = kept.begin();
+    for (auto i = kept.begin(); i != kept.end(); ++i)
+      if (i->second < smallest->second) smallest = i;
+    std::free(smallest->first);
+    kept.erase(smallest);
+  }
+
+  static std::mutex& mutex() {
+    static std::mutex instance;
+    return instance;
+  }
+  static std::vector<std::pair<void*, int64_t>>& free_list() {
+    static auto& instance = *new std::vector<std::pair<void*, int64_t>>;  // outlives all users
+    return instance;
+  }
+
+  int64_t bytes_;
+  void* memory_;
+};
 
 }  // namespace fastmlip

@@ -104,6 +104,8 @@ struct Chunk {
   int64_t begin = 0, end = 0, first = 0, last = 0;  // nodes, and positions in the pass
   std::vector<int64_t> rows;                        // [row]: the edge of radial
   std::vector<int32_t> row_of;                      // [position - first]: its row
+
+  int64_t num_rows() const { return int64_t(rows.size()); }
 };
 
 // Walks through all chunks of a pass.
@@ -125,11 +127,11 @@ class Chunks {
     chunk.rows.clear();
     chunk.row_of.clear();
     while (chunk.end < nodes_ &&
-           (chunk.end == chunk.begin || int64_t(chunk.rows.size()) < max_rows_)) {
+           (chunk.end == chunk.begin || chunk.num_rows() < max_rows_)) {
       for (int64_t k = ptr_[chunk.end]; k < ptr_[chunk.end + 1]; ++k) {
         const int64_t edge = pair_ ? pair_[edges_[k]] : edges_[k];
         if (seen_[edge] < base_) {
-          seen_[edge] = base_ + int64_t(chunk.rows.size());
+          seen_[edge] = base_ + chunk.num_rows();
           chunk.rows.push_back(edge);
         }
         chunk.row_of.push_back(int32_t(seen_[edge] - base_));
@@ -137,7 +139,7 @@ class Chunks {
       ++chunk.end;
     }
     chunk.last = ptr_[chunk.end];
-    base_ += int64_t(chunk.rows.size());
+    base_ += chunk.num_rows();
     return true;
   }
 
@@ -189,7 +191,7 @@ struct ChunkRows {
 template <class T>
 void multiply(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel, T* rows,
               ParallelFor parallel_for, int64_t threads) {
-  for_blocks(int64_t(chunk.rows.size()), parallel_for, threads, [&] {
+  for_blocks(chunk.num_rows(), parallel_for, threads, [&] {
     return [&, a = zeros<T>(kBlockRows * t.width)](int64_t row, int count) {
       T* c[kBlockRows] = {};
       for (int r = 0; r < count; ++r) {
@@ -210,7 +212,7 @@ void multiply_back(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel,
     next[i] = head[chunk.row_of[i]];
     head[chunk.row_of[i]] = i;
   }
-  for_blocks(int64_t(chunk.rows.size()), parallel_for, threads, [&] {
+  for_blocks(chunk.num_rows(), parallel_for, threads, [&] {
     return [&, a = zeros<T>(kBlockRows * numel)](int64_t row, int count) {
       T* c[kBlockRows] = {};
       for (int r = 0; r < count; ++r) {
@@ -259,13 +261,11 @@ void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* t
   if (t.first_row) return receive([&] { return BandRows<T>(t, numel); }, 0, nodes);
   Chunk chunk;
   Chunks chunks(order.dst_ptr, order.dst_edge, t.edge_pair, order, numel * int64_t(sizeof(T)));
-  Buffer<T> rows;
-  for (size_t capacity = 0; chunks.next(chunk);) {
-    if (chunk.rows.size() > capacity)
-      rows = allocate<T>(numel * int64_t(capacity = chunk.rows.size()));
-    multiply(t, chunk, numel, rows.get(), parallel_for, threads);
-    receive([&] { return ChunkRows<T>{chunk, numel, rows.get(), nullptr}; }, chunk.begin,
-            chunk.end);
+  for (Workspace memory(64); chunks.next(chunk);) {
+    memory.grow(numel * chunk.num_rows() * int64_t(sizeof(T)));
+    T* rows = static_cast<T*>(memory.get());
+    multiply(t, chunk, numel, rows, parallel_for, threads);
+    receive([&] { return ChunkRows<T>{chunk, numel, rows, nullptr}; }, chunk.begin, chunk.end);
   }
 }
 
@@ -287,16 +287,12 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
   const Buffer<T> transposed = transpose(t.weight, t.width, numel);
   Chunk chunk;
   Chunks chunks(order.src_ptr, order.src_edge, t.edge_pair, order, numel * int64_t(sizeof(T)));
-  Buffer<T> rows, gradients;
-  for (size_t capacity = 0, edges = 0; chunks.next(chunk);) {
-    if (chunk.rows.size() > capacity)
-      rows = allocate<T>(numel * int64_t(capacity = chunk.rows.size()));
-    if (chunk.row_of.size() > edges)
-      gradients = allocate<T>(numel * int64_t(edges = chunk.row_of.size()));
-    multiply(t, chunk, numel, rows.get(), parallel_for, threads);
-    send([&] { return ChunkRows<T>{chunk, numel, rows.get(), gradients.get()}; }, chunk.begin,
-         chunk.end);
-    multiply_back(t, chunk, numel, gradients.get(), transposed.get(), parallel_for, threads);
+  for (Workspace memory(64); chunks.next(chunk);) {
+    memory.grow(numel * (chunk.num_rows() + chunk.last - chunk.first) * int64_t(sizeof(T)));
+    T *rows = static_cast<T*>(memory.get()), *gradients = rows + numel * chunk.num_rows();
+    multiply(t, chunk, numel, rows, parallel_for, threads);
+    send([&] { return ChunkRows<T>{chunk, numel, rows, gradients}; }, chunk.begin, chunk.end);
+    multiply_back(t, chunk, numel, gradients, transposed.get(), parallel_for, threads);
   }
 }
 

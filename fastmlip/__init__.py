@@ -2,7 +2,7 @@
 
 from fastmlip import data, nn, ops
 from fastmlip.backend import BackendUnavailableError, info, use_backend, warn_if_slow
-from fastmlip.integrations import accelerate, summary
+from fastmlip.integrations import accelerate, summary, tabulate
 from fastmlip.problem import TensorProductProblem
 
 __version__ = "0.1.0"
@@ -15,6 +15,7 @@ __all__ = [
     "nn",
     "ops",
     "summary",
+    "tabulate",
     "use_backend",
 ]
 

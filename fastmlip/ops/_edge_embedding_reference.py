@@ -51,14 +51,19 @@ def values(edge_vec, roots, rmax_recip, tables, l_max: int, p: int, factor: floa
         harmonics += new
     columns = [h * scales[math.isqrt(i)] for i, h in enumerate(harmonics)]
     attrs = torch.stack(columns, 1) if columns else edge_vec.new_empty((edge_vec.shape[0], 0))
+    embedding, cutoff = radial(norm, roots, p, factor)
+    return length, norm, attrs, embedding, cutoff
+
+
+def radial(norm: Tensor, roots: Tensor, p: int, factor: float) -> tuple[Tensor, Tensor]:
+    """Embedding ``[E, B]`` and cutoff ``[E, 1]`` of the normalised lengths ``[E, 1]``."""
     cutoff = (
         1
         - (p + 1) * (p + 2) / 2 * norm**p
         + p * (p + 2) * norm ** (p + 1)
         - p * (p + 1) / 2 * norm ** (p + 2)
     ) * (norm < 1)
-    embedding = factor * roots * torch.sinc(norm * roots) * cutoff
-    return length, norm, attrs, embedding, cutoff
+    return factor * roots * torch.sinc(norm * roots) * cutoff, cutoff
 
 
 # ---------------------------------------------------------------- the ladder

@@ -19,6 +19,7 @@ from fastmlip.integrations.nequip import (
     edge_embedding,
     interaction_block,
     per_type_scale_shift,
+    tabulate,
     tensor_product_scatter,
     zbl,
 )
@@ -64,7 +65,7 @@ FAST = (
 def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | None:
     """``(status, reason)`` of a module of ``model`` that this folder knows, None for any other."""
     if isinstance(module, FAST):
-        return "swapped", ""
+        return "swapped", getattr(module, "remark", "")
     name = type(module).__name__
     if name in edge_embedding.PARTS:
         return edge_embedding.judge(module, model)
@@ -106,6 +107,7 @@ def modifiers(model: torch.nn.Module) -> dict[str, Callable[..., Any]]:
     found = {}
     if any(judge(module, model) for module in model.modules()):
         found["enable_FastMLIP"] = _modifiers().enable_FastMLIP
+        found["enable_FastMLIP_tabulated"] = _modifiers().enable_FastMLIP_tabulated
     if any(per_type_scale_shift.is_ours(module) for module in model.modules()):
         found["modify_PerTypeScaleShift"] = _modifiers().modify_PerTypeScaleShift
     return found
@@ -130,6 +132,21 @@ def _modifiers() -> Any:
             Enable fastmlip's fused operators, on CPUs and GPUs.
             """
             return accelerate(model)
+
+        @model_modifier(
+            persistent=False,
+            private=False,
+            unsupported_devices=[],
+            supported_compile_modes=["eager", "aotinductor"],
+        )
+        @classmethod
+        def enable_FastMLIP_tabulated(cls, model: torch.nn.Module, tol: float | None = None):
+            """
+            Enable fastmlip's fused operators with tabulated radial networks, for inference;
+            ``tol`` is the largest error of a force component on the probe structures.
+            """
+            tabulate.tabulate_(accelerate(model), tol)
+            return model
 
         @model_modifier(persistent=True, private=False)
         @classmethod

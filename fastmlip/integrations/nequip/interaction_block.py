@@ -7,7 +7,8 @@ swapped ``TensorProductScatter``. With frozen parameters, as in a compiled model
 
 - the radial network runs once per pair of atoms, and its last layer inside the convolution;
 - the self-connection is one linear map per type, where node attributes depend on the type alone;
-- what depends on the edges alone, their order and pairs, is found once for all layers.
+- what depends on the edges alone, their order and pairs, is found once for all layers;
+- after :mod:`fastmlip.integrations.nequip.tabulate`, a spline stands for the radial network.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from typing import Any
 import torch
 
 from fastmlip import backend, ops
+from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops.edge_order import edge_order
 
 HOST_ATTRIBUTES = (
     "linear_1", "linear_2", "edge_mlp", "tp_scatter", "sc", "ghost_exchange", "is_first_layer",
     "avg_num_neighbors_norm", "_get_mliap_num_local",
 )  # fmt: skip
-ORDER, PAIR = "_fastmlip_edge_order", "_fastmlip_edge_pair"  # from the first layer to the last
+# what the first layer hands on to the last
+ORDER, PAIR, RADIAL, FIRST_ROW = (
+    f"_fastmlip_{name}" for name in ("edge_order", "edge_pair", "radial", "first_row")
+)
 
 Data = dict[str, torch.Tensor]
 
@@ -35,10 +40,31 @@ class FastInteractionBlock:
 
     num_types: int  # of the one type embedding that makes node attributes, or 0
     is_last: bool
+    spline: RadialSpline | None
+
+    table_metadata: dict[str, str]
+
+    def _get_metadata_contributions(self: Any) -> dict[str, str]:
+        return self.table_metadata if self.is_last else {}  # one module may contribute a key
+
+    @property
+    def remark(self: Any) -> str:
+        """For the summary."""
+        if self.spline is None:
+            return ""
+        error = self.table_metadata["fastmlip_table_max_force_error"]
+        return f"tabulated: {self.spline.intervals} intervals, max |dF| {error} eV/Angstrom"
+
+    def train(self: Any, mode: bool = True) -> Any:
+        if mode and self.spline is not None:
+            raise RuntimeError("a tabulated model cannot be trained: train the one it was made of")
+        return super().train(mode)  # type: ignore[misc]
 
     def forward(self: Any, data: Data) -> Data:
         """``data`` with new node features."""
         x = data["node_features"]
+        if self.spline is not None:
+            return _frozen(self, data)
         if backend.choose(x) != "cpp" or torch.is_autocast_enabled(x.device.type):
             return super().forward(data)  # type: ignore[misc]
         if any(parameter.requires_grad for parameter in self.parameters()):
@@ -66,8 +92,9 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     new: Any = _empty(type(old))
     new.__dict__.update(old.__dict__)  # children that are swapped later are swapped in both
     new.num_types = _num_types(old, model)
-    blocks = [module for module in model.modules() if type(module).__name__ == type(old).__name__]
+    blocks = [m for m in model.modules() if type(m).__name__ == type(old).__name__]
     new.is_last = old is blocks[-1]
+    new.spline, new.table_metadata = None, {}
     return new
 
 
@@ -128,16 +155,25 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
     x, edge_index, embedding = data["node_features"], data["edge_index"], data["edge_embedding"]
     if ORDER not in data:
         data[ORDER] = edge_order(edge_index[0], edge_index[1], x.shape[0])
-        data[PAIR] = ops.edge_pair(data["edge_vectors"], embedding, data[ORDER], x.shape[0])
-    order, pair = data[ORDER], data[PAIR]
+        if block.spline is not None:
+            data[RADIAL], data[FIRST_ROW] = block.spline(data["normed_edge_lengths"])
+        else:
+            data[PAIR] = ops.edge_pair(data["edge_vectors"], embedding, data[ORDER], x.shape[0])
+    order = data[ORDER]
+    if block.spline is not None:
+        radial, weight = data[RADIAL], block.spline.coefficients
+        pair, first_row = None, data[FIRST_ROW]
+    else:
+        last = block.edge_mlp.mlp[-1]
+        radial, weight = block.edge_mlp.mlp[:-1](embedding), last.weight * last.alpha
+        pair, first_row = data[PAIR], None
     if block.is_last:
-        del data[ORDER], data[PAIR]
-    radial = block.edge_mlp.mlp[:-1](embedding)
-    last = block.edge_mlp.mlp[-1]
+        for name in (ORDER, PAIR, RADIAL, FIRST_ROW):
+            data.pop(name, None)
     conv = block.tp_scatter.conv
     return ops.radial_conv(
-        x, data["edge_attrs"], radial, last.weight * last.alpha, edge_index[0], edge_index[1],
-        conv.problem, conv.tables, pair, None, order,
+        x, data["edge_attrs"], radial, weight, edge_index[0], edge_index[1], conv.problem,
+        conv.tables, pair, first_row, order,
     )  # fmt: skip
 
 

@@ -1,0 +1,127 @@
+"""Splines in the place of the radial networks of a NequIP model, refined until forces agree."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from fastmlip.integrations.nequip.edge_embedding import FastBesselEdgeLengthEncoding
+from fastmlip.integrations.nequip.interaction_block import FastInteractionBlock
+from fastmlip.nn.radial_spline import RadialSpline
+from fastmlip.ops._edge_embedding_reference import radial as bessel_embedding
+
+logger = logging.getLogger("fastmlip")
+TOLERANCE = 1e-5  # eV/A
+INTERVALS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+#: the tolerance of the modifier ``enable_FastMLIP_tabulated``, which NequIP's commands name
+#: without arguments
+default_tolerance: ContextVar[float] = ContextVar("default_tolerance", default=TOLERANCE)
+
+
+def tabulate_(model: Any, tol: float | None = None, structures: Iterable[Any] | None = None) -> None:
+    """Tabulate an accelerated model in place; :func:`fastmlip.tabulate` describes it."""
+    tol = default_tolerance.get() if tol is None else tol
+    if not tol > 0:
+        raise ValueError(f"tol: expected a positive number (eV/Angstrom), got {tol}")
+    blocks: list[Any] = [m for m in model.modules() if isinstance(m, FastInteractionBlock)]
+    bessels = [m for m in model.modules() if isinstance(m, FastBesselEdgeLengthEncoding)]
+    if not blocks or len(bessels) != 1:
+        raise ValueError(
+            f"model: nothing to tabulate in {type(model).__name__}: it has {len(blocks)} "
+            "interaction blocks and "
+            f"{len(bessels)} Bessel embeddings that fastmlip accelerates (see fastmlip.summary)"
+        )
+    probes = list(_probes(model, structures))
+    for block in blocks:
+        block.spline = None
+    model.requires_grad_(False).eval()
+    exact = [_forces(model, probe) for probe in probes]
+    for intervals in INTERVALS:
+        for block in blocks:
+            block.spline = _fit(block, bessels[0], intervals)
+        found = [_forces(model, probe) for probe in probes]
+        error = max((f - e).abs().max().item() for f, e in zip(found, exact, strict=True))
+        logger.info("%d intervals: max |dF| %.1e eV/Angstrom", intervals, error)
+        if error <= tol:
+            break
+    else:
+        for block in blocks:
+            block.spline = None
+        raise ValueError(
+            f"tol: {tol:.1e} eV/Angstrom was not reached: max |dF| is {error:.1e} with {intervals} "
+            f"intervals, for forces up to {max(e.abs().max().item() for e in exact):.1e} in "
+            f"{next(blocks[0].linear_1.parameters()).dtype}"
+        )
+    for block in blocks:
+        block.table_metadata = {
+            "fastmlip_table_intervals": str(intervals),
+            "fastmlip_table_max_force_error": f"{error:.1e}",
+            "fastmlip_table_tolerance": f"{tol:.1e}",
+        }
+
+
+def _fit(block: Any, bessel: Any, intervals: int) -> RadialSpline:
+    network = copy.deepcopy(block.edge_mlp).double().cpu()
+    roots = bessel.bessel_weights.detach().double().cpu()
+    weight = next(block.edge_mlp.parameters())
+
+    def weights(x: torch.Tensor) -> torch.Tensor:
+        return network(bessel_embedding(x.reshape(-1, 1), roots, bessel.p, bessel.factor)[0])
+
+    return RadialSpline.fit(weights, intervals, weight.dtype).to(weight.device)
+
+
+def _forces(model: Any, probe: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(dict(probe))["forces"].detach()
+
+
+# ---------------------------------------------------------------- structures to compare forces on
+
+
+def _probes(model: Any, structures: Iterable[Any] | None) -> Iterable[dict[str, torch.Tensor]]:
+    from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase, from_dict
+
+    metadata = model.metadata
+    r_max, type_names = float(metadata["r_max"]), metadata["type_names"].split(" ")
+    device = next(model.parameters()).device
+    if structures is None:
+        frames = [from_dict(frame) for frame in _disordered(r_max, len(type_names))]
+    else:
+        frames = []
+        for atoms in structures:
+            data = from_ase(atoms)
+            types = _types(atoms.get_chemical_symbols(), type_names)
+            data[AtomicDataDict.ATOM_TYPE_KEY] = torch.tensor(types)
+            frames.append(data)
+        if not frames:
+            raise ValueError("structures: expected at least one ase.Atoms, got none")
+    for data in frames:
+        data = compute_neighborlist_(data, r_max=r_max)
+        yield AtomicDataDict.to_(data, device)
+
+
+def _types(symbols: Sequence[str], type_names: Sequence[str]) -> list[int]:
+    unknown = sorted(set(symbols) - set(type_names))
+    if unknown:
+        raise ValueError(f"structures: {unknown} are not among the model's types {type_names}")
+    return [type_names.index(symbol) for symbol in symbols]
+
+
+def _disordered(r_max: float, num_types: int) -> Iterable[dict[str, Any]]:
+    """Simple cubic cells at three densities, more and more disordered, with all types, whose
+    distances fill the range from r_max / 4 on."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.cartesian_prod(*[torch.arange(3, dtype=torch.float64)] * 3)
+    for spacing, disorder in ((0.6, 0.05), (0.5, 0.1), (0.42, 0.15)):
+        noise = disorder * torch.randn(corner.shape, generator=generator, dtype=torch.float64)
+        yield {
+            "pos": (corner + noise) * spacing * r_max,
+            "cell": torch.eye(3, dtype=torch.float64) * 3 * spacing * r_max,
+            "pbc": torch.ones(3, dtype=torch.bool),
+            "atom_types": torch.randint(0, num_types, (len(corner),), generator=generator),
+        }

@@ -1,0 +1,50 @@
+"""``tabulate`` a model in memory: inference with splines in the place of radial networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from fastmlip.integrations.nequip import tabulate as nequip
+from fastmlip.integrations.swap import accelerate
+
+if TYPE_CHECKING:
+    import ase
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def tabulate(
+    model: Model, tol: float = nequip.TOLERANCE, structures: Iterable[ase.Atoms] | None = None
+) -> Model:
+    """An accelerated copy of a NequIP model with tabulated radial networks, for inference.
+
+    In every layer the weights of the tensor product are a function of the (normalised) distance
+    alone. The copy takes them from a quintic B-spline on a uniform grid of the whole range from 0
+    to the cutoff, where it goes to zero smoothly; forces are the exact derivative of its energy.
+    The grid is refined until no force component of the probe structures is off by more than
+    ``tol``; ``fastmlip.summary`` and a compiled model's metadata say what was reached.
+
+    Args:
+        model: stock or accelerated, in evaluation mode. It stays as it is.
+        tol: largest error of a force component, in eV/Angstrom (the model's units).
+        structures: frames to compare forces on, with the model's type names as symbols; by default
+            disordered cells with all types at three densities.
+
+    Raises:
+        ValueError: the model is in training mode, has nothing to tabulate, or ``tol`` cannot be
+            reached, with what was reached.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if model.training:
+        raise ValueError(
+            "model: it is in training mode, and tabulated weights cannot be trained; call "
+            "model.eval() on a finished model first"
+        )
+    fast = accelerate(copy.deepcopy(model))
+    nequip.tabulate_(fast, tol, structures)
+    return fast
