@@ -145,6 +145,7 @@ def _modifiers() -> Any:
             Enable fastmlip's fused operators with tabulated radial networks, for inference;
             ``tol`` is the largest error of a force component on the probe structures.
             """
+            tabulate.refuse_training()
             tabulate.tabulate_(accelerate(model), tol)
             return model
 

@@ -55,19 +55,18 @@ class FastInteractionBlock:
         error = self.table_metadata["fastmlip_table_max_force_error"]
         return f"tabulated: {self.spline.intervals} intervals, max |dF| {error} eV/Angstrom"
 
-    def train(self: Any, mode: bool = True) -> Any:
-        if mode and self.spline is not None:
-            raise RuntimeError("a tabulated model cannot be trained: train the one it was made of")
-        return super().train(mode)  # type: ignore[misc]
-
     def forward(self: Any, data: Data) -> Data:
         """``data`` with new node features."""
         x = data["node_features"]
+        trainable = any(parameter.requires_grad for parameter in self.parameters())
         if self.spline is not None:
+            if trainable:
+                raise RuntimeError(
+                    "a tabulated model cannot be trained, its splines would not follow: train the "
+                    "model that it was made of, or call model.requires_grad_(False)"
+                )
             return _frozen(self, data)
-        if backend.choose(x) != "cpp" or torch.is_autocast_enabled(x.device.type):
-            return super().forward(data)  # type: ignore[misc]
-        if any(parameter.requires_grad for parameter in self.parameters()):
+        if trainable or backend.choose(x) != "cpp" or torch.is_autocast_enabled(x.device.type):
             return super().forward(data)  # type: ignore[misc]
         return _frozen(self, data)
 

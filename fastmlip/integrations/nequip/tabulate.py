@@ -23,6 +23,17 @@ INTERVALS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 default_tolerance: ContextVar[float] = ContextVar("default_tolerance", default=TOLERANCE)
 
 
+def refuse_training() -> None:
+    """For the modifier: ``nequip-train`` must not tabulate what it is to train."""
+    from nequip.scripts._workflow_utils import get_workflow_state
+
+    if get_workflow_state() == "train":
+        raise ValueError(
+            "enable_FastMLIP_tabulated: tabulated models cannot be trained; name enable_FastMLIP "
+            "in the config, and this modifier when the trained model is compiled"
+        )
+
+
 def tabulate_(model: Any, tol: float | None = None, structures: Iterable[Any] | None = None) -> None:
     """Tabulate an accelerated model in place; :func:`fastmlip.tabulate` describes it."""
     tol = default_tolerance.get() if tol is None else tol

@@ -1,0 +1,125 @@
+"""Products of tensor_product_conv's table with the three ways to make edge weights.
+
+``OPERATORS["radial_conv"].cases["pairs"].kind`` says what ``index`` is in its inputs:
+``edge_pair``, ``first_row`` (of splines), or nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from fastmlip.ops.radial_conv import edge_weights
+from fastmlip.ops.radial_conv import radial_conv as radial_conv_operator
+from fastmlip.ops.tensor_product_conv import reference as conv_reference
+from fastmlip.problem import TensorProductProblem
+from fastmlip.testing.cases import tensor_product_conv
+from fastmlip.testing.cases.operator import Operator
+
+
+class Problem(NamedTuple):
+    """What the operator takes besides the inputs."""
+
+    product: TensorProductProblem
+    kind: str  # "own", "edge_pair" or "first_row"
+    width: int
+    rows: int
+
+    def index(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {} if self.kind == "own" else {self.kind: index}
+
+
+class Product(NamedTuple):
+    """What tensor_product_conv.make_inputs reads of a case."""
+
+    problem: TensorProductProblem
+
+
+class Case(NamedTuple):
+    """One row."""
+
+    problem: Problem
+
+
+class Inputs(NamedTuple):
+    """Operands in the order of the operator; ``edge_dst`` receives."""
+
+    x: torch.Tensor
+    edge_attr: torch.Tensor
+    radial: torch.Tensor
+    weight: torch.Tensor
+    edge_dst: torch.Tensor
+    edge_src: torch.Tensor
+    index: torch.Tensor
+
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """Floating operands in ``dtype``, indices as they are."""
+        return Inputs(*(t.to(dtype) if t.is_floating_point() else t for t in self))
+
+
+def radial_conv(*inputs: torch.Tensor, problem: Problem) -> torch.Tensor:
+    """The operator on the operands of a case."""
+    *operands, index = inputs
+    return radial_conv_operator(*operands, problem.product, **problem.index(index))
+
+
+def reference(*inputs: torch.Tensor, problem: Problem) -> torch.Tensor:
+    """tensor_product_conv's reference with the weights that the page's formula gives."""
+    x, edge_attr, radial, weight, edge_dst, edge_src, index = inputs
+    named: dict[str, Any] = {"edge_pair": None, "first_row": None} | problem.index(index)
+    w = edge_weights(radial, weight, **named)
+    return conv_reference(x, edge_attr, w, edge_dst, edge_src, problem.product)
+
+
+def make_inputs(
+    case: Case,
+    dtype: torch.dtype = torch.float64,
+    nodes: int = 3,
+    edges: int = 56,
+    seed: int = 0,
+    sorted: bool = False,
+    index_dtype: torch.dtype = torch.int64,
+    device: str = "cpu",
+) -> Inputs:
+    """As those of tensor_product_conv; pairs are any edges, not only reverses of each other."""
+    problem = case.problem
+    product_case: Any = Product(problem.product)
+    product = tensor_product_conv.make_inputs(
+        product_case, dtype, nodes, edges, seed, sorted, index_dtype, device
+    )
+    random = torch.Generator().manual_seed(seed + 1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(device, dtype)
+
+    radial = normal(edges, problem.width)
+    weight = normal(problem.rows, problem.product.weight_numel) / problem.width**0.5
+    index = torch.arange(edges)
+    if problem.kind == "first_row":
+        index = torch.randint(0, problem.rows - problem.width + 1, (edges,), generator=random)
+    elif edges > 1:
+        order = torch.randperm(edges, generator=random)[: edges // 4 * 2].view(2, -1)
+        index[order[1]] = order[0]  # a part of the edges in pairs
+    return Inputs(
+        product.x, product.edge_attr, radial, weight, product.edge_dst, product.edge_src,
+        index.to(device),
+    )  # fmt: skip
+
+
+def _case(name: str, kind: str, width: int, rows: int | None = None) -> Case:
+    product = tensor_product_conv.OPERATOR.cases[name].problem
+    return Case(Problem(product, kind, width, rows or width))
+
+
+RADIAL_CONV = {
+    "nequip-M-hidden, pairs": _case("nequip-M-hidden", "edge_pair", 128),
+    "nequip-M-hidden, spline": _case("nequip-M-hidden", "first_row", 6, 37),
+    "own weights": _case("path-weights", "own", 13),
+    "odd multiplicities, pairs": _case("odd-multiplicities", "edge_pair", 7),
+    "odd multiplicities, spline": _case("odd-multiplicities", "first_row", 6, 9),
+    "cubic spline": _case("shared-output", "first_row", 4, 11),
+    "one weight, pairs": _case("path-weights", "edge_pair", 1),
+}
+
+OPERATOR = Operator(radial_conv, reference, make_inputs, RADIAL_CONV)

@@ -1,0 +1,152 @@
+"""radial_conv: every row of the table against the reference, and what is its own."""
+
+from functools import lru_cache, partial
+
+import pytest
+import torch
+
+from fastmlip import ops, use_backend
+from fastmlip.testing import OPERATORS, assert_close, derivatives, poison_empty
+
+OP = OPERATORS["radial_conv"]
+DTYPES = (torch.float32, torch.float64)
+CASES = [
+    pytest.param(name, dtype, id=f"{name}-{dtype}")
+    for name in OP.cases
+    for dtype in DTYPES
+]  # fmt: skip
+
+
+@lru_cache(maxsize=1)  # rows come one after the other
+def truth(name):
+    """Operands that float32 holds exactly, and the reference's derivatives in float64."""
+    case = OP.cases[name]
+    inputs = OP.make_inputs(case, torch.float32, nodes=5, edges=90)
+    reference = partial(OP.reference, problem=case.problem)
+    return inputs, derivatives(reference, inputs.to(torch.float64), 2)
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
+def test_all_derivatives_match_the_reference(name, dtype):
+    inputs, expected = truth(name)
+    function = partial(OP.op, problem=OP.cases[name].problem)
+    with poison_empty():
+        found = derivatives(function, inputs.to(dtype), 2)
+    for got, want in zip(found, expected, strict=True):
+        assert got.value.dtype == dtype
+        assert_close(got.value, want.value, got.order + 1, f"{name}: {got.name}")
+
+
+@pytest.mark.parametrize("name", ["odd multiplicities, pairs", "odd multiplicities, spline"])
+@pytest.mark.parametrize(("nodes", "edges"), [(0, 0), (1, 0), (4, 0), (1, 1), (3, 17), (40, 700)])
+def test_sizes(name, nodes, edges):
+    case = OP.cases[name]
+    inputs = OP.make_inputs(case, nodes=nodes, edges=edges)
+    got = derivatives(partial(OP.op, problem=case.problem), inputs, 1)
+    want = derivatives(partial(OP.reference, problem=case.problem), inputs, 1)
+    for one, other in zip(got, want, strict=True):
+        assert_close(one.value, other.value, 2, one.name)
+
+
+def test_many_chunks_give_what_one_gives():
+    """Rows of more than the 12 MiB that the kernel makes at a time, pairs across chunks."""
+    case = OP.cases["nequip-M-hidden, pairs"]
+    inputs = OP.make_inputs(case, torch.float32, nodes=60, edges=9000)
+    product, pairs = case.problem.product, inputs.index
+
+    def fast(x, edge_attr, radial, weight):
+        return ops.radial_conv(
+            x, edge_attr, radial, weight, inputs.edge_dst, inputs.edge_src, product,
+            edge_pair=pairs,
+        )  # fmt: skip
+
+    def plain(x, edge_attr, radial, weight):
+        edge_weight = radial[pairs] @ weight
+        return ops.tensor_product_conv(
+            x, edge_attr, edge_weight, inputs.edge_dst, inputs.edge_src, product
+        )
+
+    for got, want in zip(derivatives(fast, inputs[:4], 1), derivatives(plain, inputs[:4], 1),
+                         strict=True):  # fmt: skip
+        assert_close(got.value, want.value, 2, got.name)
+
+
+@pytest.mark.parametrize("name", ["own weights", "cubic spline"])
+def test_other_backends_agree(name):
+    case = OP.cases[name]
+    inputs = OP.make_inputs(case)
+    want = OP.op(*inputs, problem=case.problem)
+    with use_backend("reference"):
+        assert_close(OP.op(*inputs, problem=case.problem), want, 1, name)
+
+
+@pytest.mark.parametrize("name", ["one weight, pairs", "cubic spline"])
+def test_strides_and_graphs(name):
+    case = OP.cases[name]
+    inputs = OP.make_inputs(case)
+    strided = [t.repeat_interleave(2, 0)[::2] if t.dim() == 1 else t.t().contiguous().t()
+               for t in inputs]  # fmt: skip
+    product, tables = case.problem.product, case.problem.product.tables()
+
+    def function(*operands):
+        *rest, index = operands
+        return ops.radial_conv(*rest, product, tables, **case.problem.index(index))
+
+    assert torch.equal(function(*strided), function(*inputs))
+
+    def energy(*operands):
+        return function(*operands).square().sum()
+
+    compiled = torch.compile(energy, fullgraph=True, dynamic=True, backend="aot_eager")
+    for edges in (56, 31):
+        operands = [
+            t.requires_grad_() if t.is_floating_point() else t
+            for t in OP.make_inputs(case, edges=edges)
+        ]
+        leaves = operands[:4]
+        got = torch.autograd.grad(compiled(*operands), leaves)
+        for one, other in zip(got, torch.autograd.grad(energy(*operands), leaves), strict=True):
+            assert_close(one, other, 1)
+
+
+@pytest.mark.parametrize("name", ["one weight, pairs", "cubic spline", "own weights"])
+def test_opcheck(name):
+    case = OP.cases[name]
+    inputs = OP.make_inputs(case, nodes=3, edges=20)
+    x, edge_attr, radial, weight, edge_dst, edge_src, index = inputs
+    order = ops.edge_order(edge_dst, edge_src, x.shape[0])
+    named = {"edge_pair": None, "first_row": None} | case.problem.index(index)
+    product = case.problem.product
+    rest = (*named.values(), order, product.tables(), product.dim_out)
+    leaves = [t.requires_grad_() for t in (x, edge_attr, radial, weight)]
+    torch.library.opcheck(torch.ops.fastmlip.radial_conv_cpu, (*leaves, *rest))
+    grad = torch.randn(x.shape[0], product.dim_out, dtype=x.dtype, requires_grad=True)
+    torch.library.opcheck(torch.ops.fastmlip.radial_conv_backward_cpu, (grad, *leaves, *rest))
+
+
+CASE = OP.cases["own weights"]
+ARGUMENTS = ("x", "edge_attr", "radial", "weight", "edge_dst", "edge_src")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"radial": torch.zeros(56, 12, dtype=torch.float64)}, ValueError, "weight: expected 12"),
+        ({"radial": torch.zeros(55, 13, dtype=torch.float64)}, ValueError, "radial: expected E"),
+        ({"weight": torch.zeros(13, 3, dtype=torch.float64)}, ValueError, "weight: expected shape"),
+        ({"weight": torch.zeros(13, 1)}, ValueError, "weight: expected shape"),
+        ({"edge_attr": torch.zeros(56, 2)}, ValueError, "edge_attr: expected shape"),
+        ({"x": torch.zeros(3, 4, dtype=torch.float16)}, TypeError, "x: expected float32"),
+        ({"edge_dst": torch.zeros(56)}, TypeError, "edge_dst: expected int32"),
+        ({"edge_pair": torch.zeros(56)}, TypeError, "edge_pair: expected int64"),
+        ({"edge_pair": torch.full((56,), 56)}, RuntimeError, "edge_pair: out of range"),
+        ({"first_row": torch.ones(56, dtype=torch.int64)}, RuntimeError, "first_row: out of range"),
+        ({"edge_pair": torch.zeros(56, dtype=torch.int64),
+          "first_row": torch.zeros(56, dtype=torch.int64)}, ValueError, "one of them"),
+        ({"edge_src": torch.full((56,), 3)}, RuntimeError, "edge_src"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(changes, error, message):
+    operands = dict(zip(ARGUMENTS, OP.make_inputs(CASE), strict=False)) | changes
+    with pytest.raises(error, match=message):
+        ops.radial_conv(**operands, problem=CASE.problem.product)

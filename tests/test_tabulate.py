@@ -1,0 +1,180 @@
+"""fastmlip.tabulate: the error it reports, forces of its own energy, the cutoff, refusals."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from nequip_cases import R_MAX, TYPE_NAMES, build, outputs, rattled, relative_error, structures
+from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase
+
+import fastmlip
+from fastmlip.integrations.nequip import tabulate as nequip_tabulate
+from fastmlip.nn.radial_spline import RadialSpline
+
+pytestmark = pytest.mark.usefixtures("nequip_state")
+CONFIGS = ("S", "l2 5-2-7 parity")
+
+
+@pytest.fixture(scope="module", params=[(c, d) for c in CONFIGS for d in ("float64", "float32")])
+def case(request):
+    config, dtype = request.param
+    stock = build(config, dtype)
+    return stock, fastmlip.tabulate(stock), dtype
+
+
+def test_splines_agree_with_the_networks(case):
+    stock, fast, dtype = case
+    for name, frame in structures().items():
+        want, got = outputs(stock, frame), outputs(fast, frame)
+        assert (got["forces"] - want["forces"]).abs().max() < 1e-5, name
+        assert relative_error(got["atomic_energy"], want["atomic_energy"]) < 1e-5
+        assert got["forces"].dtype == want["forces"].dtype
+
+
+def test_the_model_given_stays_as_it_is():
+    stock = build("tiny", "float64")
+    before = copy.deepcopy(stock.state_dict())
+    fast = fastmlip.tabulate(stock)
+    assert fast is not stock and all(p.requires_grad for p in stock.parameters())
+    assert not [m for m in stock.modules() if type(m).__module__.startswith("fastmlip")]
+    for name, value in stock.state_dict().items():
+        assert torch.equal(value, before[name])
+    again = fastmlip.tabulate(fastmlip.accelerate(stock))
+    frame = structures()["bulk"]
+    assert torch.equal(outputs(again, frame)["forces"], outputs(fast, frame)["forces"])
+
+
+def test_a_tighter_tolerance_takes_a_finer_grid_and_is_reached():
+    stock, frame = build("tiny", "float64"), structures()["bulk"]
+    errors, intervals = [], []
+    for tol in (1e-3, 1e-6, 1e-9):
+        fast = fastmlip.tabulate(stock, tol)
+        errors.append((outputs(fast, frame)["forces"] - outputs(stock, frame)["forces"]).abs().max())
+        intervals.append(int(fast.metadata["fastmlip_table_intervals"]))
+        assert float(fast.metadata["fastmlip_table_max_force_error"]) <= tol
+        assert errors[-1] <= 10 * tol  # this frame is not among the probes
+    assert intervals == sorted(set(intervals)) and errors[2] < errors[0]
+
+
+def test_forces_and_hessian_are_derivatives_of_the_tabulated_energy():
+    fast = fastmlip.tabulate(build("l2 5-2-7", "float64"), tol=1e-3)  # a coarse table on purpose
+    frame = structures()["own images"]
+    pos = frame["pos"].clone().requires_grad_()
+    fast.train()  # keeps the graph of the forces
+    forces = fast({**frame, "pos": pos})["forces"]
+    direction = torch.randn(
+        pos.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
+    hessian = torch.stack(
+        [torch.autograd.grad(f, pos, retain_graph=True)[0].flatten() for f in forces.flatten()]
+    )
+    assert relative_error(hessian, hessian.T) < 1e-10
+    fast.eval()
+    step = 2e-5
+    up, down = (
+        outputs(fast, {**frame, "pos": frame["pos"] + sign * step * direction}) for sign in (1, -1)
+    )
+    slope = -(forces.detach() * direction).sum()
+    energy = (up["total_energy"] - down["total_energy"]).sum() / (2 * step)
+    assert relative_error(energy, slope) < 1e-6
+    bend = (up["forces"] - down["forces"]) / (2 * step)
+    assert relative_error(bend.flatten(), hessian @ direction.flatten()) < 1e-5
+
+
+def test_energy_and_force_go_to_zero_at_the_cutoff():
+    fast = fastmlip.tabulate(build("tiny", "float64"))
+
+    def dimer(distance):
+        atoms = Atoms("Cu2", [[0, 0, 0], [distance, 0, 0]], cell=np.eye(3) * 20, pbc=True)
+        data = compute_neighborlist_(from_ase(atoms), r_max=R_MAX + 1)  # edges beyond it, too
+        data[AtomicDataDict.ATOM_TYPE_KEY] = torch.tensor([0, 1])
+        return outputs(fast, data)
+
+    beyond = dimer(R_MAX + 0.5)
+    assert beyond["forces"].abs().max() == 0
+    inside = dimer(R_MAX - 0.5)["forces"].abs().max()
+    last = 0.0
+    for gap in (1e-6, 1e-3, 3e-3, 1e-2):
+        near = dimer(R_MAX - gap)
+        size = near["forces"].abs().max()
+        assert last <= size <= inside * gap  # falls at least linearly
+        assert (near["total_energy"] - beyond["total_energy"]).abs() <= inside * gap**2
+        last = size
+
+
+def test_what_a_user_is_told():
+    fast = fastmlip.tabulate(build("tiny", "float64"), tol=1e-4)
+    rows = [row for row in fastmlip.summary(fast) if row.module == "FastInteractionBlock"]
+    assert rows and all("intervals, max |dF|" in row.reason for row in rows)
+    assert fast.metadata["fastmlip_table_tolerance"] == "1.0e-04"
+
+
+def test_refusals():
+    model = build("tiny", "float64")
+    with pytest.raises(ValueError, match="training mode"):
+        fastmlip.tabulate(model.train())
+    model.eval()
+    with pytest.raises(ValueError, match=r"tol: 1.0e-14 .* was not reached: max \|dF\| is"):
+        fastmlip.tabulate(build("tiny", "float32"), tol=1e-14)
+    with pytest.raises(ValueError, match="tol: expected a positive number"):
+        fastmlip.tabulate(model, tol=-1.0)
+    with pytest.raises(ValueError, match=r"structures: \['Xe'\] are not among"):
+        fastmlip.tabulate(model, structures=[Atoms("Xe")])
+    with pytest.raises(ValueError, match="at least one"):
+        fastmlip.tabulate(model, structures=[])
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module"):
+        fastmlip.tabulate("model.ckpt")
+    with pytest.raises(ValueError, match="nothing to accelerate"):
+        fastmlip.tabulate(torch.nn.Linear(2, 2).eval())
+    fast = fastmlip.tabulate(model).requires_grad_()
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        outputs(fast, structures()["bulk"])
+
+
+def test_structures_of_the_user():
+    atoms = rattled()
+    atoms.set_chemical_symbols([TYPE_NAMES[i % 3] for i in range(len(atoms))])
+    stock = build("tiny", "float64")
+    fast = fastmlip.tabulate(stock, structures=[atoms])
+    frame = structures()["bulk"]
+    assert (outputs(fast, frame)["forces"] - outputs(stock, frame)["forces"]).abs().max() < 1e-4
+
+
+def test_the_modifier_tabulates_in_place_and_not_in_training(monkeypatch):
+    from nequip.model import modify
+    from nequip.scripts import _workflow_utils
+
+    modifier = {"modifier": "enable_FastMLIP_tabulated", "tol": 1e-4}
+    model = modify(build("tiny", "float64"), [modifier])
+    assert model.metadata["fastmlip_table_tolerance"] == "1.0e-04"
+    monkeypatch.setattr(_workflow_utils, "_WORKFLOW_STATE", "train")
+    with pytest.raises(ValueError, match="cannot be trained; name enable_FastMLIP"):
+        modify(build("tiny", "float64"), [modifier])
+
+
+def test_default_probes_have_all_types_and_short_distances():
+    frames = list(nequip_tabulate._disordered(4.0, 5))
+    assert torch.cat([frame["atom_types"] for frame in frames]).unique().tolist() == [0, 1, 2, 3, 4]
+    assert min(torch.pdist(frame["pos"]).min() for frame in frames) < 1.5
+
+
+def test_a_spline_is_what_it_says():
+    def function(x):
+        return torch.stack([torch.sin(7 * x) * (1 - x) ** 3, torch.exp(-x) * (1 - x) ** 4], 1)
+
+    spline = RadialSpline.fit(function, 64, torch.float64)
+    x = torch.rand(200, 1, dtype=torch.float64, requires_grad=True)
+
+    def values(x):
+        radial, first_row = spline(x)
+        rows = first_row[:, None] + torch.arange(6)
+        return torch.einsum("ej,ejc->ec", radial, spline.coefficients[rows])
+
+    assert (values(x) - function(x[:, 0])).abs().max() < 1e-9
+    grads = [torch.autograd.grad(f.sum(), x)[0] for f in (values(x), function(x[:, 0]))]
+    assert (grads[0] - grads[1]).abs().max() < 1e-6
+    ends = values(torch.tensor([[0.0], [1.0], [1.5], [1 - 1e-9]], dtype=torch.float64))
+    assert (ends[0] - function(torch.zeros(1, dtype=torch.float64))).abs().max() < 1e-12
+    assert ends[1:3].abs().max() == 0 and ends[3].abs().max() < 1e-12
