@@ -32,7 +32,8 @@ void edge_pair(const T* edge_vec, const U* edge_embedding, int64_t columns, cons
     return kNone;
   };
   run(parallel_for, parts, [&](int64_t part) {
-    const int64_t begin = order.num_nodes * part / parts, end = order.num_nodes * (part + 1) / parts;
+    const int64_t begin = order.num_nodes * part / parts,
+                  end = order.num_nodes * (part + 1) / parts;
     for (int64_t n = begin; n < end; ++n)
       for (int64_t k = order.dst_ptr[n]; k < order.dst_ptr[n + 1]; ++k)
         reverse[order.dst_edge[k]] = find(n, k);
@@ -43,7 +44,7 @@ void edge_pair(const T* edge_vec, const U* edge_embedding, int64_t columns, cons
   }
 }
 
-#define FASTMLIP_EDGE_PAIR(T, U)                                                              \
+#define FASTMLIP_EDGE_PAIR(T, U)                                                                \
   template void edge_pair(const T*, const U*, int64_t, const EdgeOrder&, int64_t*, ParallelFor, \
                           int64_t);
 FASTMLIP_EDGE_PAIR(float, float)

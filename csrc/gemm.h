@@ -48,11 +48,11 @@ template <class T, int C, bool kAdd>
   });
 }
 
-// Row r of the product, r < rows <= kBlockRows, into or (kAdd) onto c[r][0 .. columns). `a` has room
-// for kBlockRows rows of `depth`, c has kBlockRows entries, null behind `rows`.
+// Row r of the product, r < rows <= kBlockRows, into or (kAdd) onto c[r][0 .. columns). `a` has
+// room for kBlockRows rows of `depth`, c has kBlockRows entries, null behind `rows`.
 template <class T, bool kAdd>
-void gemm_block(const T* a, int rows, int64_t depth, const T* b, int64_t b_stride,
-                int64_t columns, T* const* c) {
+void gemm_block(const T* a, int rows, int64_t depth, const T* b, int64_t b_stride, int64_t columns,
+                T* const* c) {
   constexpr int L = kLanes<T>;
   for (int64_t column = 0; column < columns; column += kTileVectors * L) {
     const int64_t left = std::min<int64_t>(columns - column, kTileVectors * L);

@@ -15,8 +15,8 @@ namespace fastmlip::FASTMLIP_ISA {
 namespace {
 
 // Ranges of the nodes [begin, end) with about equal numbers of edges, dealt out to threads as they
-// come free, so that a thread which wakes late or is slow holds nobody up. Which thread a node falls
-// to changes nothing that is computed.
+// come free, so that a thread which wakes late or is slow holds nobody up. Which thread a node
+// falls to changes nothing that is computed.
 class Parts {
  public:
   Parts(const int64_t* ptr, int64_t begin, int64_t end, int64_t threads)

@@ -11,8 +11,8 @@ namespace {
 template <class T>
 struct Group {
   int count;
-  bool stream;  // whether rows of dw are written past the caches
-  const T *w[kLanes<T>], *hw[kLanes<T>];            // rows of edge_weight
+  bool stream;                            // whether rows of dw are written past the caches
+  const T *w[kLanes<T>], *hw[kLanes<T>];  // rows of edge_weight
   const T *next_w[kLanes<T>], *next_hw[kLanes<T>];  // rows of the next group, to prefetch
   T *dw[kLanes<T>], *partial;                       // rows of its gradient; one such row of a path
   const T *far[kLanes<T> + 1], *far2[kLanes<T>];    // packed rows of the other node: x, hx or grad

@@ -1,13 +1,14 @@
-// CPU kernels of radial_conv; fastmlip/ops/radial_conv.py states the formula. They are the passes of
-// tensor_product_conv over rows of edge_weight that never lie in memory all at once:
+// CPU kernels of radial_conv; fastmlip/ops/radial_conv.py states the formula. They are the passes
+// of tensor_product_conv over rows of edge_weight that never lie in memory all at once:
 //
 //   a product radial @ weight   is made for a chunk of nodes at a time, a pair's row once, and its
 //                               gradient summed over the pair before it goes through weight
 //   a band of weight            (splines: a few rows of it from first_row on) is made for the group
 //                               of edges at hand, in the cache next to the core
+#include "radial_conv.h"
+
 #include "gemm.h"
 #include "passes.h"
-#include "radial_conv.h"
 
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
@@ -126,8 +127,7 @@ class Chunks {
     chunk.first = ptr_[chunk.begin];
     chunk.rows.clear();
     chunk.row_of.clear();
-    while (chunk.end < nodes_ &&
-           (chunk.end == chunk.begin || chunk.num_rows() < max_rows_)) {
+    while (chunk.end < nodes_ && (chunk.end == chunk.begin || chunk.num_rows() < max_rows_)) {
       for (int64_t k = ptr_[chunk.end]; k < ptr_[chunk.end + 1]; ++k) {
         const int64_t edge = pair_ ? pair_[edges_[k]] : edges_[k];
         if (seen_[edge] < base_) {
@@ -243,8 +243,7 @@ Buffer<T> transpose(const T* weight, int64_t rows, int64_t columns) {
 
 template <class T>
 Tensors<T> conv_tensors(const RadialTensors<T>& t) {
-  return {t.x,     t.edge_attr, nullptr, t.grad, nullptr, nullptr,
-          nullptr, t.out,       t.dx,    t.da,   nullptr};
+  return {t.x, t.edge_attr, nullptr, t.grad, nullptr, nullptr, nullptr, t.out, t.dx, t.da, nullptr};
 }
 
 template <class T>

@@ -94,6 +94,41 @@ def stats(
     typer.echo(to_yaml(found, origin), nl=False)
 
 
+@app.command()
+def tabulate(
+    model: Annotated[Path, typer.Argument(help="NequIP checkpoint (.ckpt) or package.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Compiled model to write (.nequip.pt2).")
+    ],
+    tol: Annotated[
+        float, typer.Option(help="Largest error of a force component, in eV/Angstrom.")
+    ] = 1e-5,
+    target: Annotated[str, typer.Option(help="Of nequip-compile: ase, pair_nequip, ...")] = "ase",
+    device: Annotated[str, typer.Option(help="Device the compiled model runs on.")] = "cpu",
+) -> None:
+    """Compile a trained NequIP model with tabulated radial networks, for MD.
+
+    It is nequip-compile with the modifier enable_FastMLIP_tabulated, and takes minutes. The table
+    is refined until forces agree; the error that was reached is printed and kept in the file.
+    """
+    screen = Console(stderr=True)
+    if not model.is_file():
+        raise typer.BadParameter(f"there is no file {model}", param_hint="MODEL")
+    if not str(output).endswith(".nequip.pt2"):
+        raise typer.BadParameter(f"{output} must end in .nequip.pt2", param_hint="--output")
+    try:
+        from fastmlip.integrations.nequip.tabulate import compile_tabulated
+
+        with screen.status("tabulating, then compiling with AOTInductor"):
+            found = compile_tabulated(str(model), str(output), tol, target, device)
+    except Exception as error:  # whatever NequIP and AOTInductor may raise
+        raise _failed(screen, f"{type(error).__name__}: {error}") from None
+    table = Table(show_header=False, title=str(output))
+    for key, value in found.items():
+        table.add_row(key.removeprefix("fastmlip_table_").replace("_", " "), value)
+    Console().print(table)
+
+
 def _say(screen: Console, text: str) -> None:
     screen.print(text, markup=False, highlight=False, soft_wrap=True)
 

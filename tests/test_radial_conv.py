@@ -52,7 +52,7 @@ def test_many_chunks_give_what_one_gives():
     """Rows of more than the 12 MiB that the kernel makes at a time, pairs across chunks."""
     case = OP.cases["nequip-M-hidden, pairs"]
     inputs = OP.make_inputs(case, torch.float32, nodes=60, edges=9000)
-    product, pairs = case.problem.product, inputs.index
+    product, pairs = case.problem.product, inputs.chosen
 
     def fast(x, edge_attr, radial, weight):
         return ops.radial_conv(
@@ -89,8 +89,8 @@ def test_strides_and_graphs(name):
     product, tables = case.problem.product, case.problem.product.tables()
 
     def function(*operands):
-        *rest, index = operands
-        return ops.radial_conv(*rest, product, tables, **case.problem.index(index))
+        *rest, chosen = operands
+        return ops.radial_conv(*rest, product, tables, **case.problem.named(chosen))
 
     assert torch.equal(function(*strided), function(*inputs))
 
@@ -113,9 +113,9 @@ def test_strides_and_graphs(name):
 def test_opcheck(name):
     case = OP.cases[name]
     inputs = OP.make_inputs(case, nodes=3, edges=20)
-    x, edge_attr, radial, weight, edge_dst, edge_src, index = inputs
+    x, edge_attr, radial, weight, edge_dst, edge_src, chosen = inputs
     order = ops.edge_order(edge_dst, edge_src, x.shape[0])
-    named = {"edge_pair": None, "first_row": None} | case.problem.index(index)
+    named = {"edge_pair": None, "first_row": None} | case.problem.named(chosen)
     product = case.problem.product
     rest = (*named.values(), order, product.tables(), product.dim_out)
     leaves = [t.requires_grad_() for t in (x, edge_attr, radial, weight)]

@@ -9,5 +9,6 @@ from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.ops.zbl import zbl
 
 __all__ = [
-    "edge_embedding", "edge_order", "edge_pair", "radial_conv", "scale_shift", "tensor_product_conv", "zbl",
+    "edge_embedding", "edge_order", "edge_pair", "radial_conv", "scale_shift",
+    "tensor_product_conv", "zbl",
 ]  # fmt: skip

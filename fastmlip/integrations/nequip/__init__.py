@@ -26,8 +26,8 @@ from fastmlip.integrations.nequip import (
 
 
 class Swap(NamedTuple):
-    """What takes the place of a host class, where ``unsupported(old)`` is empty: ``make(old, model)``,
-    of the class ``fast``; ``fast(old)`` where ``make`` is not given."""
+    """What takes the place of a host class, where ``unsupported(old)`` is empty: a module of the
+    class ``fast``, from ``make(old, model)``, or ``fast(old)`` where ``make`` is not given."""
 
     fast: type
     unsupported: Callable[[torch.nn.Module], str]

@@ -34,7 +34,9 @@ def refuse_training() -> None:
         )
 
 
-def tabulate_(model: Any, tol: float | None = None, structures: Iterable[Any] | None = None) -> None:
+def tabulate_(
+    model: Any, tol: float | None = None, structures: Iterable[Any] | None = None
+) -> None:
     """Tabulate an accelerated model in place; :func:`fastmlip.tabulate` describes it."""
     tol = default_tolerance.get() if tol is None else tol
     if not tol > 0:
@@ -136,3 +138,24 @@ def _disordered(r_max: float, num_types: int) -> Iterable[dict[str, Any]]:
             "pbc": torch.ones(3, dtype=torch.bool),
             "atom_types": torch.randint(0, num_types, (len(corner),), generator=generator),
         }
+
+
+# ---------------------------------------------------------------- the command
+
+
+def compile_tabulated(
+    model: str, output: str, tol: float, target: str, device: str
+) -> dict[str, str]:
+    """``nequip-compile`` a checkpoint or package with the modifier of this page; what the compiled
+    model says of its table."""
+    from nequip.scripts.compile import main as nequip_compile
+
+    options = {"--mode": "aotinductor", "--device": device, "--target": target}
+    options["--modifiers"] = "enable_FastMLIP_tabulated"
+    token = default_tolerance.set(tol)
+    try:
+        nequip_compile([model, output, *(word for option in options.items() for word in option)])
+    finally:
+        default_tolerance.reset(token)
+    metadata = torch._inductor.aoti_load_package(output).get_metadata()
+    return {key: value for key, value in metadata.items() if key.startswith("fastmlip_table")}

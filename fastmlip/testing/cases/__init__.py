@@ -1,6 +1,12 @@
 """The table of cases: a file for each operator, a row for each case."""
 
-from fastmlip.testing.cases import edge_embedding, radial_conv, scale_shift, tensor_product_conv, zbl
+from fastmlip.testing.cases import (
+    edge_embedding,
+    radial_conv,
+    scale_shift,
+    tensor_product_conv,
+    zbl,
+)
 from fastmlip.testing.cases.operator import Operator
 
 OPERATORS: dict[str, Operator] = {

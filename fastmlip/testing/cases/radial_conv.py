@@ -1,6 +1,6 @@
 """Products of tensor_product_conv's table with the three ways to make edge weights.
 
-``OPERATORS["radial_conv"].cases["pairs"].kind`` says what ``index`` is in its inputs:
+``OPERATORS["radial_conv"].cases["pairs"].kind`` says what ``chosen`` is in its inputs:
 ``edge_pair``, ``first_row`` (of splines), or nothing.
 """
 
@@ -26,8 +26,9 @@ class Problem(NamedTuple):
     width: int
     rows: int
 
-    def index(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {} if self.kind == "own" else {self.kind: index}
+    def named(self, chosen: torch.Tensor) -> dict[str, Any]:
+        """``chosen`` as the keyword argument that it is."""
+        return {} if self.kind == "own" else {self.kind: chosen}
 
 
 class Product(NamedTuple):
@@ -51,7 +52,7 @@ class Inputs(NamedTuple):
     weight: torch.Tensor
     edge_dst: torch.Tensor
     edge_src: torch.Tensor
-    index: torch.Tensor
+    chosen: torch.Tensor
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """Floating operands in ``dtype``, indices as they are."""
@@ -60,14 +61,15 @@ class Inputs(NamedTuple):
 
 def radial_conv(*inputs: torch.Tensor, problem: Problem) -> torch.Tensor:
     """The operator on the operands of a case."""
-    *operands, index = inputs
-    return radial_conv_operator(*operands, problem.product, **problem.index(index))
+    *operands, chosen = inputs
+    operator: Any = radial_conv_operator
+    return operator(*operands, problem.product, **problem.named(chosen))
 
 
 def reference(*inputs: torch.Tensor, problem: Problem) -> torch.Tensor:
     """tensor_product_conv's reference with the weights that the page's formula gives."""
-    x, edge_attr, radial, weight, edge_dst, edge_src, index = inputs
-    named: dict[str, Any] = {"edge_pair": None, "first_row": None} | problem.index(index)
+    x, edge_attr, radial, weight, edge_dst, edge_src, chosen = inputs
+    named: dict[str, Any] = {"edge_pair": None, "first_row": None} | problem.named(chosen)
     w = edge_weights(radial, weight, **named)
     return conv_reference(x, edge_attr, w, edge_dst, edge_src, problem.product)
 

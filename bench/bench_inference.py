@@ -1,0 +1,129 @@
+"""Energy and forces of frozen NequIP presets as compiled models: stock, exact, tabulated.
+
+Every model is exported with AOTInductor first (minutes each), and stock also runs eager: its better
+time is the one to beat. Structures: a 108-atom and a 1,372-atom disordered fcc alloy, and 192 atoms
+of water; cutoff 5 A, float32. Rows of ``scaling`` are eager, from 108 to 100,000 atoms.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from bench_nequip import _models, _peak_memory
+from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase
+from nequip.scripts._compile_utils import ASE_TARGET, single_frame_data_settings
+from nequip.utils.aot import aot_export_model
+
+import fastmlip
+from fastmlip.testing.process import run_python
+
+STRUCTURES = ("108-atom alloy", "1372-atom alloy", "192-atom water")
+CELLS = {108: 3, 1372: 7, 10976: 14, 97556: 29}
+
+
+def _alloy(cells):
+    atoms = bulk("Au", "fcc", a=4.0, cubic=True) * (cells,) * 3
+    atoms.rattle(0.1, seed=1)
+    return atoms
+
+
+def _water():
+    """64 molecules in random orientations on a grid, at the density of water."""
+    random = np.random.default_rng(0)
+    edge = (64 * 29.9) ** (1 / 3)
+    box = Atoms(cell=[edge] * 3, pbc=True)
+    for corner in np.ndindex(4, 4, 4):
+        one = molecule("H2O")
+        one.rotate(random.uniform(0, 360), random.normal(size=3))
+        one.translate((np.array(corner) + 0.5) * edge / 4 - one.get_center_of_mass())
+        box += one
+    return box
+
+
+@cache
+def _frame(name):
+    atoms = _water() if "water" in name else _alloy(CELLS[int(name.split("-")[0])])
+    data = compute_neighborlist_(from_ase(atoms), r_max=5.0)
+    types = torch.randint(0, 3, (len(atoms),), generator=torch.Generator().manual_seed(0))
+    data[AtomicDataDict.ATOM_TYPE_KEY] = types
+    return single_frame_data_settings(data)
+
+
+@cache
+def _variants(preset):
+    stock = _models(preset, agree=False)["peer"].eval()
+    exact = fastmlip.accelerate(copy.deepcopy(stock)).requires_grad_(False)
+    return {"peer": stock, "exact": exact, "tabulated": fastmlip.tabulate(stock)}
+
+
+@cache
+def _compiled(preset, who):
+    model = copy.deepcopy(_variants(preset)[who])
+    dim = torch.export.Dim
+    shapes = {
+        "graph": dim.STATIC,
+        "node": dim("num_nodes", min=2, max=10**9),
+        "edge": dim("num_edges", min=2, max=10**9),
+    }
+    file = str(Path(mkdtemp()) / f"{preset}_{who}.nequip.pt2")
+    inputs, outputs = ASE_TARGET["input"], ASE_TARGET["output"]
+    data = dict(_frame(STRUCTURES[0]))
+    aot_export_model(model, "cpu", inputs, outputs, data, shapes, file)
+    return torch._inductor.aoti_load_package(file)
+
+
+def _run(compiled, data):
+    with torch.inference_mode():
+        return dict(zip(ASE_TARGET["output"], compiled([data[k] for k in ASE_TARGET["input"]])))
+
+
+@pytest.mark.parametrize("who", ["peer", "peer eager", "exact", "tabulated"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("preset", ["S", "M", "L"])
+def bench_inference(compare, preset, structure, who):
+    data = _frame(structure)
+    want = _variants(preset)["peer"](dict(data))["forces"]
+    if who == "peer eager":
+        model, run = _variants(preset)["peer"], lambda m, d: m(dict(d))
+    else:
+        model, run = _compiled(preset, who), _run
+    error = (run(model, data)["forces"] - want).abs().max()
+    assert error <= 1e-5 * max(1.0, want.abs().max())
+    atoms = len(data[AtomicDataDict.ATOM_TYPE_KEY])
+    slow = "peer" in who and (preset == "L" or atoms > 1000)
+    compare(
+        who, lambda: run(model, data), f"NequIP {preset} compiled, {structure}",
+        rounds=3 if slow else 9, max_force_error=float(error), note=f"{atoms} atoms",
+    )  # fmt: skip
+
+
+def _scale(preset, who, name):
+    """Seconds and peak memory (MiB) of energy and forces, for a fresh process."""
+    from time import perf_counter
+
+    data, model = _frame(name), _variants(preset)[who]
+    model(dict(_frame(STRUCTURES[0])))
+    before, start = _peak_memory(), perf_counter()
+    model(dict(data))
+    return perf_counter() - start, _peak_memory() - before
+
+
+@pytest.mark.parametrize("atoms", CELLS)
+@pytest.mark.parametrize("who", ["exact", "tabulated"])
+def bench_scaling(compare, who, atoms):
+    """Time and memory for an atom: flat, where nothing is quadratic."""
+    code = f"import bench_inference as b; print(*b._scale('S', {who!r}, '{atoms}-atom alloy'))"
+    printed = run_python(code, PYTHONPATH=str(Path(__file__).parent)).split()
+    seconds, peak = float(printed[-2]), float(printed[-1])
+    compare(
+        who, lambda: None, f"scaling, NequIP S, {atoms} atoms", rounds=1,
+        us_per_atom=seconds * 1e6 / atoms, kib_per_atom=peak * 1024 / atoms,
+    )  # fmt: skip
