@@ -76,6 +76,8 @@ def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | 
         return None
     if name != host:
         return "kept", f"{name} is another accelerated kernel already"
+    if name == "InteractionBlock" and not interaction_block.has_our_product(module):
+        return None  # the row of its tensor product says why
     reason = SWAPS[host].unsupported(module)
     return ("kept", reason) if reason else ("ready", "")
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from fastmlip import backend, ops
+from fastmlip.integrations.nequip import tensor_product_scatter
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops.edge_order import edge_order
 
@@ -97,6 +98,15 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     return new
 
 
+def has_our_product(module: Any) -> bool:
+    """Whether the tensor product of an ``InteractionBlock`` is or can be swapped."""
+    product = getattr(module, "tp_scatter", None)
+    if isinstance(product, tensor_product_scatter.FastTensorProductScatter):
+        return True
+    kind = type(product).__name__
+    return kind == "TensorProductScatter" and not tensor_product_scatter.unsupported(product)
+
+
 def unsupported(module: torch.nn.Module) -> str:
     """Why an ``InteractionBlock`` cannot be swapped; empty where it can."""
     missing = [name for name in HOST_ATTRIBUTES if not hasattr(module, name)]
@@ -156,7 +166,7 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
         data[ORDER] = edge_order(edge_index[0], edge_index[1], x.shape[0])
         if block.spline is not None:
             data[RADIAL], data[FIRST_ROW] = block.spline(data["normed_edge_lengths"])
-        else:
+        elif "pos" in data:  # without positions, a gradient for every edge is asked for
             data[PAIR] = ops.edge_pair(data["edge_vectors"], embedding, data[ORDER], x.shape[0])
     order = data[ORDER]
     if block.spline is not None:
@@ -165,7 +175,7 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
     else:
         last = block.edge_mlp.mlp[-1]
         radial, weight = block.edge_mlp.mlp[:-1](embedding), last.weight * last.alpha
-        pair, first_row = data[PAIR], None
+        pair, first_row = data.get(PAIR), None
     if block.is_last:
         for name in (ORDER, PAIR, RADIAL, FIRST_ROW):
             data.pop(name, None)
