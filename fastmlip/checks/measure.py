@@ -1,0 +1,387 @@
+"""What each check measures: relative errors of a model on frames.
+
+Energies are compared as differences to those of lone atoms: shifts of thousands of eV would hide
+everything. An error is measured against the largest number of its kind in a frame; where a frame
+has only zeros (one lone atom), against the largest of all frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from fastmlip.checks import structures as moves
+from fastmlip.checks.model import Outputs, Side, Weights, deterministic, per_frame
+from fastmlip.checks.structures import POS, TYPES, Data, Frame, draw
+from fastmlip.testing import relative_error
+
+Tensor = torch.Tensor
+Errors = Iterator[tuple[str, float]]
+DIRECTIONS = 2
+REPEATS = 3
+# Of central differences of fourth order: displacements in Angstrom, strains, shares of a parameter
+STEPS = {torch.float64: (2e-4, 5e-5, 1e-4), torch.float32: (2e-2, 5e-3, 1e-2)}
+
+
+class Scale(NamedTuple):
+    """Sizes that errors of a frame are measured against."""
+
+    energy: float
+    forces: float
+    stress: float
+
+
+class Context:
+    """Frames, their scales and the random numbers of a run; ``fused`` is what is checked."""
+
+    def __init__(self, fused: Side, stock: Side | None, frames: list[Frame], seed: int) -> None:
+        self.fused, self.stock, self.frames, self.seed = fused, stock, frames, seed
+        self.host = fused.host
+        self.dtype = fused.host.dtype
+        self.device = fused.device
+        base = stock or fused
+        lone = base(self.to(moves.lone_atoms(base.host))).atomic.double()
+        self.lone = lone
+        raw = {frame.name: self._scale(base, frame) for frame in frames}
+        largest = Scale(*(max(values) for values in zip(*raw.values(), strict=True)))
+        self.scales = {
+            name: Scale(
+                *(
+                    own if own > 1e-3 * most else most
+                    for own, most in zip(scale, largest, strict=True)
+                )
+            )
+            for name, scale in raw.items()
+        }
+
+    def to(self, data: Data) -> Data:
+        return {key: value.to(self.device) for key, value in data.items()}
+
+    def random(self, frame: Frame) -> torch.Generator:
+        """The same numbers for both sides and whatever else was run."""
+        return torch.Generator().manual_seed(self.seed + sum(map(ord, frame.name)))
+
+    def relative(self, atomic: Tensor, data: Data) -> Tensor:
+        """Atomic energies without those of lone atoms."""
+        return atomic.double() - self.lone[data[TYPES].flatten()]
+
+    def _scale(self, side: Side, frame: Frame) -> Scale:
+        energy = forces = stress = 0.0
+        for data in frame.versions:
+            out = side.known(data)
+            energy = max(energy, self.relative(out.atomic, data).abs().max().item())
+            if out.forces is not None:
+                forces = max(forces, out.forces.abs().max().item())
+            if out.stress is not None:
+                # the stress of a crystal at rest is a small sum of large terms of this size
+                terms = forces * self.host.r_max * len(data[POS]) ** 0.5 / 2
+                stress = max(stress, out.stress.abs().max().item(), terms / moves.volume(data))
+        return Scale(energy, forces, stress)
+
+    def errors(self, actual: Outputs, expected: Outputs, frame: Frame) -> dict[str, float]:
+        """Relative errors of energies, forces and stress, of those there are."""
+        scale, atoms = self.scales[frame.name], max(1, len(expected.atomic))
+        total = relative_error(actual.total, expected.total, scale.energy * atoms)
+        atomic = relative_error(actual.atomic, expected.atomic, scale.energy)
+        found = {"energies": max(atomic, total)}
+        for name in ("forces", "stress"):
+            a, b = getattr(actual, name), getattr(expected, name)
+            if a is not None and b is not None:
+                found[name] = relative_error(a, b, getattr(scale, name))
+        return found
+
+    def worst(self, actual: Outputs, expected: Outputs, frame: Frame) -> float:
+        return max(self.errors(actual, expected, frame).values())
+
+    def weights(self, frame: Frame) -> Weights:
+        """Random coefficients of a loss in which energies, forces and stress count alike."""
+        random, scale = self.random(frame), self.scales[frame.name]
+        atoms = len(frame.data[POS])
+        factors = [1 / size if size else 0.0 for size in scale]
+        shapes = ((atoms,), (atoms, 3), (3, 3))
+        drawn = [draw(shape, random) * f for shape, f in zip(shapes, factors, strict=True)]
+        return Weights(*(value.to(self.device) for value in drawn))
+
+    def directions(self, frame: Frame, count: int = DIRECTIONS) -> Tensor:
+        """Random displacements ``[count, N, 3]`` of all atoms at once."""
+        shape = (count, *frame.data[POS].shape)
+        return draw(shape, self.random(frame)).to(self.device)
+
+
+def signal(context: Context, side: Side) -> Errors:
+    """Without any, nothing would be shown."""
+    energy = max(scale.energy for scale in context.scales.values())
+    yield "all", 0.0 if energy > 0 else float("inf")
+
+
+# ---------------------------------------------------------------- one model against the other
+
+
+def parity(quantity: str) -> Callable[[Context, Side], Errors]:
+    """Errors of energies, forces or stress against stock."""
+
+    def measure(context: Context, side: Side) -> Errors:
+        for frame in context.frames:
+            if side is context.stock:
+                errors = _turned(context, side, frame, 1.0)
+            else:
+                assert context.stock is not None
+                versions = [
+                    context.errors(side.known(data), context.stock.known(data), frame)
+                    for data in frame.versions
+                ]
+                errors = {name: max(v[name] for v in versions) for name in versions[0]}
+            if quantity in errors:
+                yield frame.name, errors[quantity]
+
+    return measure
+
+
+def gradients(context: Context, side: Side) -> Errors:
+    """Errors of parameter gradients against stock."""
+    for frame in context.frames:
+        weights, stock = context.weights(frame), context.stock
+        assert stock is not None
+        expected = stock.gradients(frame.data, weights)
+        if side is stock:
+            rotation = moves.random_rotation(context.random(frame)).to(context.device)
+            weights = Weights(
+                weights.atomic,
+                weights.forces @ rotation.T,
+                rotation @ weights.stress @ rotation.T,
+            )
+            actual = side.gradients(moves.turned(frame.data, rotation), weights)
+        else:
+            actual = side.gradients(frame.data, weights)
+        yield frame.name, _gradient_error(actual, expected)
+
+
+def _gradient_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest of any parameter; one whose gradient nearly cancels counts by the others'."""
+    if actual.keys() != expected.keys():
+        return float("inf")
+    sizes = {name: value.abs().max().item() for name, value in expected.items()}
+    floor = 1e-4 * max(sizes.values(), default=0.0)
+    return max(
+        (relative_error(actual[n], expected[n], max(sizes[n], floor)) for n in expected),
+        default=0.0,
+    )
+
+
+def hessian(context: Context, side: Side) -> Errors:
+    """Errors of the Hessian times random displacements, against stock."""
+    for frame in context.frames:
+        directions, stock = context.directions(frame), context.stock
+        assert stock is not None
+        expected = stock.hessian_products(frame.data, directions)
+        if side is stock:
+            rotation = moves.random_rotation(context.random(frame)).to(context.device)
+            data = moves.turned(frame.data, rotation)
+            actual = side.hessian_products(data, directions @ rotation.T) @ rotation
+        else:
+            actual = side.hessian_products(frame.data, directions)
+        yield frame.name, relative_error(actual, expected)
+
+
+# ---------------------------------------------------------------- against finite differences
+
+
+def _slope(function: Callable[[float], Tensor], step: float) -> Tensor:
+    """The derivative at 0, up to terms of ``step**4``."""
+    near, far = (function(k * step) - function(-k * step) for k in (1, 2))
+    return (8 * near - far) / (12 * step)
+
+
+def _energy(context: Context, side: Side, data: Data) -> Tensor:
+    return context.relative(side(data).atomic, data).sum()
+
+
+def forces_by_differences(context: Context, side: Side) -> Errors:
+    """Minus the forces against central differences of the energy."""
+    step = STEPS[context.dtype][0]
+    for frame in context.frames:
+        forces = side.known(frame.data).forces
+        if forces is None:
+            continue
+        forces = forces.double()
+        for direction in context.directions(frame):
+
+            def energy(h: float, frame: Frame = frame, direction: Tensor = direction) -> Tensor:
+                data = moves.displaced(frame.data, h * direction, context.host)
+                return _energy(context, side, data)
+
+            typical = context.scales[frame.name].forces * direction.square().sum().sqrt().item()
+            yield (
+                frame.name,
+                relative_error(_slope(energy, step), -(forces * direction).sum(), typical),
+            )
+
+
+def stress_by_differences(context: Context, side: Side) -> Errors:
+    """The stress against central differences of the energy under strain."""
+    step = STEPS[context.dtype][1]
+    for frame in context.frames:
+        stress = side.known(frame.data).stress
+        if stress is None:
+            continue
+        strain = draw((3, 3), context.random(frame)).to(context.device)
+        strain = (strain + strain.T) / 2
+        size = moves.volume(frame.data)
+
+        def energy(h: float, frame: Frame = frame, strain: Tensor = strain) -> Tensor:
+            return _energy(context, side, moves.strained(frame.data, h * strain, context.host))
+
+        typical = context.scales[frame.name].stress * size * strain.square().sum().sqrt().item()
+        slope = size * (stress.double() * strain).sum()
+        yield frame.name, relative_error(_slope(energy, step), slope, typical)
+
+
+def gradients_by_differences(context: Context, side: Side) -> Errors:
+    """Parameter gradients against central differences of the loss."""
+    step = STEPS[context.dtype][2]
+    for frame in context.frames:
+        weights, parameters = context.weights(frame), side.trainable
+        grads = side.gradients(frame.data, weights)
+        before = {name: p.detach().clone() for name, p in parameters.items()}
+        random = context.random(frame)
+        largest = max(p.square().mean().sqrt().item() for p in before.values())
+        direction = {
+            name: draw(p.shape, random).to(p) * (p.square().mean().sqrt().item() or largest)
+            for name, p in before.items()
+        }
+
+        def loss(h: float, frame=frame, weights=weights, before=before, direction=direction):
+            with torch.no_grad():
+                for name, p in side.trainable.items():
+                    p.copy_(before[name] + h * direction[name])
+            return side.loss(frame.data, weights)
+
+        try:
+            slope = _slope(loss, step)
+        finally:
+            loss(0.0)
+        terms = [grads[n].double() * direction[n].double() for n in grads]
+        typical = sum(t.square().sum() for t in terms) ** 0.5
+        yield (
+            frame.name,
+            relative_error(slope, torch.stack([t.sum() for t in terms]).sum(), float(typical)),
+        )
+
+
+def hessian_by_differences(context: Context, side: Side) -> Errors:
+    """The Hessian times random displacements against central differences of the forces."""
+    for frame in context.frames:
+        directions = context.directions(frame)
+        expected = _hessian_differences(context, side, frame, directions)
+        yield frame.name, relative_error(side.hessian_products(frame.data, directions), expected)
+
+
+def _hessian_differences(
+    context: Context, side: Side, frame: Frame, directions: Tensor
+) -> Tensor:
+    def forces(h: float, direction: Tensor) -> Tensor:
+        out = side(moves.displaced(frame.data, h * direction, context.host))
+        assert out.forces is not None
+        return out.forces.double()
+
+    step = STEPS[context.dtype][0]
+    return torch.stack([-_slope(lambda h, d=d: forces(h, d), step) for d in directions])
+
+
+def hessian_symmetry(context: Context, side: Side) -> Errors:
+    """``u H v`` against ``v H u``."""
+    for frame in context.frames:
+        directions = context.directions(frame, 3)
+        yield frame.name, _asymmetry(side.hessian_products(frame.data, directions), directions)
+
+
+def jacobian_symmetry(context: Context, side: Side) -> Errors:
+    """The same from forces alone, for models that have no more."""
+    for frame in context.frames if side.host.compiled else []:
+        directions = context.directions(frame, 3)
+        products = _hessian_differences(context, side, frame, directions)
+        yield frame.name, _asymmetry(products, directions)
+
+
+def _asymmetry(products: Tensor, directions: Tensor) -> float:
+    flat = products.flatten(1).double()
+    matrix = flat @ directions.flatten(1).T
+    typical = flat.square().sum(1).max().sqrt().item()
+    return relative_error(matrix, matrix.T, typical)
+
+
+# ---------------------------------------------------------------- what must not change a model
+
+
+def _turned(context: Context, side: Side, frame: Frame, sign: float) -> dict[str, float]:
+    rotation = sign * moves.random_rotation(context.random(frame)).to(context.device)
+    out, turned = side.known(frame.data), side(moves.turned(frame.data, rotation))
+    forces, stress = turned.forces, turned.stress
+    back = turned._replace(
+        forces=None if forces is None else forces.double() @ rotation,
+        stress=None if stress is None else rotation.T @ stress.double() @ rotation,
+    )
+    return context.errors(back, out, frame)
+
+
+def rotations(context: Context, side: Side) -> Errors:
+    for frame in context.frames:
+        yield frame.name, max(_turned(context, side, frame, 1.0).values())
+
+
+def inversion(context: Context, side: Side) -> Errors:
+    for frame in context.frames:
+        yield frame.name, max(_turned(context, side, frame, -1.0).values())
+
+
+def translations(context: Context, side: Side) -> Errors:
+    for frame in context.frames:
+        data = moves.moved(frame.data, context.random(frame), context.host.r_max)
+        yield frame.name, context.worst(side(data), side.known(frame.data), frame)
+
+
+def atom_order(context: Context, side: Side) -> Errors:
+    for frame in context.frames:
+        atoms = len(frame.data[POS])
+        order = torch.randperm(atoms, generator=context.random(frame)).to(context.device)
+        out, back = side(moves.renumbered(frame.data, order)), torch.empty_like(order)
+        back[order] = torch.arange(atoms, device=context.device)
+        forces = None if out.forces is None else out.forces[back]
+        out = out._replace(atomic=out.atomic[back], forces=forces)
+        yield frame.name, context.worst(out, side.known(frame.data), frame)
+
+
+def edge_order(context: Context, side: Side) -> Errors:
+    for frame in context.frames:
+        data = moves.shuffled(frame.data, context.random(frame))
+        error = context.worst(side(data), side.known(frame.data), frame)
+        if side.trainable:
+            weights = context.weights(frame)
+            pair = (side.gradients(d, weights) for d in (data, frame.data))
+            error = max(error, _gradient_error(*pair))
+        yield frame.name, error
+
+
+def batches(context: Context, side: Side) -> Errors:
+    frames = [frame for frame in context.frames for _ in range(1 if len(context.frames) > 1 else 2)]
+    data = [frame.data for frame in frames]
+    out = per_frame(side.raw(context.to(context.host.batch([dict(d) for d in data]))), data)
+    for frame, found in zip(frames, out, strict=True):
+        yield frame.name, context.worst(found, side.known(frame.data), frame)
+
+
+def repeats(context: Context, side: Side) -> Errors:
+    """0 where all runs give the same bits, and the largest difference where they do not."""
+    for frame in context.frames:
+        with deterministic():
+            runs = [side(frame.data) for _ in range(REPEATS)]
+            error = max(context.worst(run, runs[0], frame) for run in runs)
+            if side.trainable:
+                weights = context.weights(frame)
+                grads = [side.gradients(frame.data, weights) for _ in range(2)]
+                error = max(error, _gradient_error(*grads))
+        yield frame.name, error
+
+
