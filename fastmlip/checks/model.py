@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmlip import backend
 from fastmlip.checks.structures import POS, Data, volume
@@ -61,7 +63,7 @@ class Side:
         """What the model itself returns."""
         run: Any = self.model
         if getattr(run, "is_compile_graph_model", False):  # the eager form of what it compiles
-            graph = next(c for c in type(run).__mro__ if c.__name__ == "GraphModel")
+            graph: Any = next(c for c in type(run).__mro__ if c.__name__ == "GraphModel")
             run = graph.forward.__get__(run)
         with backend.use_backend("reference") if self.reference else contextlib.nullcontext():
             return run(dict(data))
@@ -126,7 +128,7 @@ def _outputs(out: dict[str, Tensor], data: Data, detach: bool = True) -> Outputs
         stress = out[STRESS].view(3, 3)
     elif size and "virial" in out:
         stress = -out["virial"].view(3, 3) / size
-    found = atomic, total, out.get(FORCES), stress
+    found: Any = atomic, total, out.get(FORCES), stress
     return Outputs(*(t.detach() if detach and t is not None else t for t in found))
 
 
@@ -168,13 +170,19 @@ def deterministic() -> Iterator[None]:
 
 def operators_run(side: Side, data: Data, training: bool) -> dict[str, int]:
     """Names of the fastmlip operators that an evaluation calls, and how often."""
-    from torch.autograd.profiler import profile
-
-    with profile() as seen:
+    with _Called() as called:
         side(data)
         if training:
             side.hessian_products(data, torch.ones_like(data[POS])[None])
-    names = [event.name for event in seen.function_events]
-    ours = [name.removeprefix("fastmlip::") for name in names if name.startswith("fastmlip::")]
-    return {name: ours.count(name) for name in sorted(set(ours))}
+    return dict(sorted(called.names.items()))
 
+
+class _Called(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastmlip":
+            self.names[func._schema.name.removeprefix("fastmlip::")] += 1
+        return func(*args, **(kwargs or {}))

@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich.markup import escape
+
 from fastmlip.integrations.swap import Row as ModuleRow
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -99,41 +101,40 @@ class Report:
         from rich.table import Table
 
         about = Table(show_header=False, title=self.model)
+        ran = ", ".join(f"{name} {count}x" for name, count in self.operators.items())
         swapped = Counter((row.module, row.status, row.reason) for row in self.modules)
         for name, value in {
             "model": f"{self.kind}, {self.dtype}, {self.device}",
             "compared with": self.against,
-            "backend": f"{self.backend} ({', '.join(f'{n} x{k}' for n, k in self.operators.items())})"
-            if self.operators
-            else self.backend,
-            "structures": ", ".join(
-                f"{row['name']} ({row['atoms']} atoms, {row['edges']} edges)"
-                for row in self.structures
-            ),
+            "backend": self.backend,
+            "operators": ran,
             "modules": "\n".join(
                 f"{count} {module} {status}" + (f": {reason}" if reason else "")
                 for (module, status, reason), count in swapped.items()
             ),
+            "structures": "\n".join(
+                f"{row['name']}: {row['atoms']} atoms, {row['edges']} edges"
+                for row in self.structures
+            ),
             "notes": "\n".join(self.notes),
         }.items():
             if value:
-                about.add_row(name, value)
-        checks = Table("check", "what", "error", "tolerance", "stock", "worst in", "")
+                about.add_row(name, escape(value))
+        checks = Table()
+        for column in ("check", "error", "tolerance", "stock", "result", "worst in"):
+            checks.add_column(column, no_wrap=True)
+        checks.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)
         for row in self.results:
-            colour = COLOURS[row.status]
-            note = f": {row.note}" if row.note else ""
             checks.add_row(
-                row.name, row.what, _number(row.error), _number(row.tolerance),
-                _number(row.stock), row.where, f"[{colour}]{row.status}[/]{_escaped(note)}",
+                row.name, _number(row.error), _number(row.tolerance), _number(row.stock),
+                f"[{COLOURS[row.status]}]{row.status}[/]", escape(row.where), row.what,
             )  # fmt: skip
         return [about, checks]
+
+    def remarks(self) -> list[str]:
+        """Why checks were skipped, and what went wrong in those that did not finish."""
+        return [f"{row.name} {row.status}: {row.note}" for row in self.results if row.note]
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else "0" if value == 0 else f"{value:.1e}"
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

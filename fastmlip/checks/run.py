@@ -30,6 +30,7 @@ def check(
     device: str | torch.device | None = None,
     seed: int = 0,
     frames: int = frames_of.GIVEN_FRAMES,
+    only: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Show that the accelerated form of a model computes what the model does.
@@ -46,6 +47,7 @@ def check(
         device: default: that of a model in memory, else the CPU.
         seed: of all random numbers.
         frames: how many structures of a file are used.
+        only: names of the checks to do; default: all.
         progress: called with the name of a check, its number and how many there are.
 
     Returns:
@@ -55,13 +57,31 @@ def check(
         ValueError: nothing in the model can be accelerated, or it cannot be read, or a structure
             holds a species that the model has no type for.
     """
+    unknown = set(only or ()) - {row.name for row in CHECKS}
+    if unknown:
+        names = ", ".join(row.name for row in CHECKS)
+        raise ValueError(f"only: no check named {', '.join(sorted(unknown))}; there are {names}")
     host = _host(model, dtype, device)
     where = torch.device(device) if device is not None else _device(host)
+    training = not host.compiled and host.model.training
+    if not host.compiled:
+        host.model.eval()
+    try:
+        return _checked(host, structures, against, where, seed, frames, only, progress)
+    finally:
+        if not host.compiled:
+            host.model.train(training)
+
+
+def _checked(
+    host: Any, structures: Any, against: Any, where: torch.device, seed: int, frames: int,
+    only: Sequence[str] | None, progress: Progress | None,
+) -> Report:  # fmt: skip
     fused, stock, modules, origin = _sides(host, against, where)
     given = _frames(structures, host, frames, seed)
     context = Context(fused, stock, [_moved(frame, where) for frame in given], seed)
-    training = not host.compiled and fused.known(context.frames[0].data).forces is not None
-    operators = operators_run(fused, context.frames[0].data, training)
+    training = context.has_forces and not host.compiled
+    operators, problem = _attempt(operators_run, {}, fused, context.frames[0].data, training)
     report = Report(
         model=host.origin,
         kind=host.kind,
@@ -79,14 +99,21 @@ def check(
         versions=backend.info(),
         notes=list(host.notes),
     )
-    report.results.append(_operators_row(report))
-    for number, row in enumerate(CHECKS):
+    report.results.append(_operators_row(report, problem))
+    rows = [row for row in CHECKS if only is None or row.name in only]
+    for number, row in enumerate(rows):
         if progress is not None:
-            progress(row.name, number, len(CHECKS))
+            progress(row.name, number, len(rows))
         report.results.append(_result(row, context))
-    if progress is not None:
-        progress("", len(CHECKS), len(CHECKS))
     return report
+
+
+def _attempt(function: Callable[..., Any], otherwise: Any, *arguments: Any) -> tuple[Any, str]:
+    """What a function returns, or ``otherwise`` and the error: a kernel may raise anything."""
+    try:
+        return function(*arguments), ""
+    except Exception as problem:
+        return otherwise, f"{type(problem).__name__}: {problem}"
 
 
 def _host(model: Any, dtype: str | None, device: Any) -> Any:
@@ -113,7 +140,6 @@ def _sides(host: Any, against: Any, device: torch.device) -> tuple[Side, Side | 
     modules: list[swap.Row] = []
     stock, origin = None, "nothing: a compiled model has no stock form"
     if not host.compiled:
-        host.model.eval()
         before = {row.path for row in swap.report(host.model) if row.status == swap.SWAPPED}
         if before:
             host.notes.append(
@@ -121,7 +147,8 @@ def _sides(host: Any, against: Any, device: torch.device) -> tuple[Side, Side | 
                 "plain-PyTorch reference of their operators"
             )
         stock_host = copy.copy(host)
-        stock_host.model = copy.deepcopy(host.model).to(device).eval()
+        if device != _device(host):
+            stock_host.model = copy.deepcopy(host.model).to(device)
         stock, origin = Side(stock_host, True, device), "its stock form"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the report has a row for what was left as it was
@@ -162,10 +189,8 @@ def _result(row: Check, context: Context) -> Result:
     reason = row.missing(context)
     error, where, stock, status = None, "", None, SKIPPED
     if not reason:
-        try:
-            found = list(row.measure(context, context.fused))
-        except Exception as problem:  # a kernel may raise anything; the other checks go on
-            found, reason = [("", float("inf"))], f"{type(problem).__name__}: {problem}"
+        broken = [("", float("inf"))]
+        found, reason = _attempt(lambda: list(row.measure(context, context.fused)), broken)
         if not found:
             reason = "no structure has what it needs"
         else:
@@ -186,11 +211,13 @@ def _backend(operators: dict[str, int], device: torch.device, compiled: bool) ->
     return backend.choose(torch.empty(0, device=device))
 
 
-def _operators_row(report: Report) -> Result:
+def _operators_row(report: Report, problem: str = "") -> Result:
     """Without it, a swap that does nothing would pass for a right one."""
     expected = [row for row in report.modules if row.status == "swapped"]
     status, note = PASSED, ""
-    if report.kind == "compiled":
+    if problem:
+        status, note = FAILED, problem
+    elif report.kind == "compiled":
         if not report.operators:
             status, note = SKIPPED, "no operator of fastmlip was called by name"
     elif report.backend == "reference":

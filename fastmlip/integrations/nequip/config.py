@@ -57,12 +57,9 @@ def placeholder_statistics(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def _type_names(config: Any) -> list[str]:
-    from omegaconf import OmegaConf
-
     node = config.training_module.model
     while node is not None and "type_names" not in node.keys():  # noqa: SIM118 (`in` follows interpolations)
         node = node.get("model")
     if node is None:
         raise ValueError("the config's model has no `type_names`")
-    names = node.type_names
-    return OmegaConf.to_container(names, resolve=True) if OmegaConf.is_list(names) else list(names)
+    return [str(name) for name in node.type_names]

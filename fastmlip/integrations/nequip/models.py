@@ -225,7 +225,8 @@ def _from_checkpoint(path: Path, dtype: str | None, device: str) -> Host:
     settings = saved["model"]
     target = saved["info_dict"]["training_module"]["_target_"]
     with _stock_and_eager():
-        module = get_class(target).load_from_checkpoint(
+        training: Any = get_class(target)
+        module = training.load_from_checkpoint(
             path,
             map_location="cpu",
             weights_only=False,
@@ -260,8 +261,8 @@ def _from_compiled(path: Path, dtype: str | None, device: str) -> Host:
 
 
 _READERS = {
-    ".nequip.zip": _from_package,
+    (".nequip.zip",): _from_package,
     (".nequip.pt2", ".nequip.pth"): _from_compiled,
-    ".ckpt": _from_checkpoint,
+    (".ckpt",): _from_checkpoint,
     (".yaml", ".yml"): _from_config,
 }
