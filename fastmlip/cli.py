@@ -145,7 +145,7 @@ def check(
     except Exception as error:  # whatever a reader of files may raise
         raise _failed(screen, f"{type(error).__name__}: {error}") from None
     console = Console()
-    for table in report.tables():
+    for table in report.tables(console.width):
         console.print(table)
     for remark in report.remarks():
         _say(console, remark)

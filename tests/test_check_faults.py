@@ -20,6 +20,15 @@ CONV, EDGES, ZBL = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The models are too small for more, which would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @cache
 def model(dtype="float64"):
     return build("tiny", dtype, avg_num_neighbors=8.0)
@@ -161,10 +170,9 @@ def depends_on_the_hand(patch):
     def hand(data):
         vectors, centre = data["edge_vectors"], data["edge_index"][0]
         atoms = len(data["pos"])
-        sums = [
-            vectors.new_zeros(atoms, 3).index_add(0, centre, vectors * vectors.norm(dim=1)[:, None] ** k)
-            for k in (0, 1, 2)
-        ]  # fmt: skip
+        lengths = vectors.norm(dim=1, keepdim=True)
+        zeros = vectors.new_zeros(atoms, 3)
+        sums = [zeros.index_add(0, centre, vectors * lengths**k) for k in range(3)]
         product = torch.linalg.det(torch.stack(sums, 1))
         return 1 + 1e-3 * product[centre][:, None]
 
@@ -236,7 +244,7 @@ FAULTS = {
         ["energies", "rotations"],
     ),
     "conv backward, edge_attr": (
-        scaled(CONV._CPP, "backward", 1, 0.999), ["forces", "forces, differences"], ["energies"],
+        scaled(CONV._CPP, "backward", 1, -1.0), ["forces", "forces, differences"], ["energies"],
     ),
     "conv backward, edge_weight": (
         scaled(CONV._CPP, "backward", 2, -1.0), ["forces", "forces, differences"], ["energies"],
@@ -252,7 +260,7 @@ FAULTS = {
         ["forces", "forces, differences"],
     ),
     "embedding double backward": (
-        scaled(EDGES._CPP, "double_backward", 0, 1.01), ["Hessian", "Hessian, differences"],
+        scaled(EDGES._CPP, "double_backward", 5, 1.01), ["Hessian", "Hessian, differences"],
         ["forces", "stress"],
     ),
     "cell gradient": (
@@ -263,7 +271,7 @@ FAULTS = {
     "handedness": (depends_on_the_hand, ["inversion"], ["rotations", "translations"]),
     "batch": (depends_on_the_batch, ["batches"], ["rotations", "edge order"]),
     "race": (race, ["repeatability"], ["energies", "forces"]),
-    "unwritten rows": (unwritten_rows, ["repeatability"], ["rotations"]),
+    "unwritten rows": (unwritten_rows, ["repeatability"], []),
     "raises": (raises, ["energies", "repeatability"], []),
 }  # fmt: skip
 

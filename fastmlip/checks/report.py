@@ -96,8 +96,11 @@ class Report:
     def to_json(self) -> str:
         return json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"
 
-    def tables(self) -> list[Any]:
-        """Two tables for ``rich``: what was checked, and the checks."""
+    def tables(self, width: int = 140) -> list[Any]:
+        """Two tables for ``rich``: what was checked, and the checks.
+
+        Below 120 columns the second one leaves out what each check is.
+        """
         from rich.table import Table
 
         about = Table(show_header=False, title=self.model)
@@ -120,20 +123,31 @@ class Report:
         }.items():
             if value:
                 about.add_row(name, escape(value))
-        checks = Table()
-        for column in ("check", "error", "tolerance", "stock", "result", "worst in"):
-            checks.add_column(column, no_wrap=True)
-        checks.add_column("what", no_wrap=True, overflow="ellipsis", ratio=1)
+        checks, columns = Table(), ["check", "error", "tolerance", "stock", "result", "worst in"]
+        if all(row.stock is None for row in self.results):
+            columns.remove("stock")
+        for column in [*columns, "what"] if width >= 120 else columns:
+            checks.add_column(column, no_wrap=True, overflow="ellipsis")
         for row in self.results:
-            checks.add_row(
-                row.name, _number(row.error), _number(row.tolerance), _number(row.stock),
-                f"[{COLOURS[row.status]}]{row.status}[/]", escape(row.where), row.what,
-            )  # fmt: skip
+            cells = {
+                "check": row.name,
+                "error": _number(row.error),
+                "tolerance": _number(row.tolerance),
+                "stock": _number(row.stock),
+                "result": f"[{COLOURS[row.status]}]{row.status}[/]",
+                "worst in": escape(row.where),
+                "what": row.what,
+            }
+            checks.add_row(*(cells[str(column.header)] for column in checks.columns))
         return [about, checks]
 
     def remarks(self) -> list[str]:
         """Why checks were skipped, and what went wrong in those that did not finish."""
-        return [f"{row.name} {row.status}: {row.note}" for row in self.results if row.note]
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for row in self.results:
+            if row.note:
+                reasons.setdefault((row.status, row.note), []).append(row.name)
+        return [f"{status}, {note}: {'; '.join(n)}" for (status, note), n in reasons.items()]
 
 
 def _number(value: float | None) -> str:

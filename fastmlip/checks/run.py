@@ -12,7 +12,7 @@ import torch
 
 from fastmlip import backend
 from fastmlip.checks import structures as frames_of
-from fastmlip.checks.measure import Context
+from fastmlip.checks.context import Context
 from fastmlip.checks.model import Side, operators_run
 from fastmlip.checks.report import FAILED, PASSED, SKIPPED, Report, Result
 from fastmlip.checks.structures import EDGES, POS, Frame
@@ -105,6 +105,8 @@ def _checked(
         if progress is not None:
             progress(row.name, number, len(rows))
         report.results.append(_result(row, context))
+    if progress is not None:
+        progress("done", len(rows), len(rows))
     return report
 
 

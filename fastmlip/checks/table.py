@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from fastmlip.checks import measure
-from fastmlip.checks.measure import Context, Errors
+from fastmlip.checks.context import Context
+from fastmlip.checks.measure import Errors
 from fastmlip.checks.model import Side
 
 AUTOGRAD, FORCES, STOCK, TRAINING = "autograd", "forces", "stock", "training"
