@@ -268,6 +268,23 @@ def test_a_swap_that_is_not_used_fails():
     assert checks_run._operators_row(report).note == "plain PyTorch ran, no kernel"
 
 
+@pytest.mark.parametrize(
+    ("fused", "stock", "status"),
+    [(9e-4, 0.0, "passed"), (5e-3, 3e-3, "passed"), (5e-3, 2e-3, "failed"), (2e-2, 1.0, "failed"),
+     (float("nan"), 1.0, "failed"), (float("inf"), float("inf"), "failed")],
+)  # fmt: skip
+def test_stock_that_is_off_itself_allows_for_more_up_to_a_limit(fused, stock, status, monkeypatch):
+    def measure(context, side):
+        yield "here", 0.0
+        yield "there", stock if side is context.stock else fused
+
+    row = CHECKS[1]._replace(float64=1e-3, measure=measure)
+    monkeypatch.setattr(checks_run, "CHECKS", (row,))
+    result = fastmlip.check(build("tiny", "float64"))[row.name]
+    assert result.status == status
+    assert (result.stock is None) is (fused < 1e-3) and result.where == "there"
+
+
 def test_a_model_without_interactions_fails():
     """Zero equals zero, which shows nothing."""
     model = build("tiny", "float64", per_type_energy_scales=0.0)

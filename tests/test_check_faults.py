@@ -14,9 +14,9 @@ from fastmlip.problem import Path, clebsch_gordan
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
-CONV, EDGES, ZBL = (
+CONV, EDGES, SCALE, ZBL = (
     importlib.import_module(f"fastmlip.ops.{name}")
-    for name in ("tensor_product_conv", "edge_embedding", "zbl")
+    for name in ("tensor_product_conv", "edge_embedding", "scale_shift", "zbl")
 )
 
 
@@ -306,3 +306,31 @@ def test_a_fault_is_seen_in_float32(fault, monkeypatch):
     structures = None if fault in EVERYWHERE else atoms()
     report = fastmlip.check(model("float32"), structures, only=seen)
     assert [row.name for row in report.failed] == [row.name for row in report.results[1:]]
+
+
+@pytest.mark.parametrize(
+    ("rungs", "rung", "seen", "unseen"),
+    [
+        (ZBL._CPP, "edges", ["forces", "stress", "forces, differences"], ["energies"]),
+        (ZBL._CPP, "nodes", ["energies", "forces"], ["rotations"]),
+        (SCALE._CPP, "sums", ["parameter gradients", "gradients, differences"], ["forces"]),
+        (SCALE._CPP, "apply", ["energies", "parameter gradients"], ["rotations"]),
+    ],
+    ids=["zbl backward", "zbl", "scale_shift gradients", "scale_shift"],
+)
+def test_a_fault_of_a_smaller_operator_is_seen(rungs, rung, seen, unseen, monkeypatch):
+    zbl = {"units": "metal", "chemical_species": ["Na", "Cl", "O"]}
+    whole = build(
+        "tiny", "float64", avg_num_neighbors=8.0, per_type_energy_scales_trainable=True,
+        pair_potential={"_target_": "nequip.nn.pair_potential.ZBL", **zbl},
+    )  # fmt: skip
+    run = rungs[rung]
+
+    def wrong(*operands):
+        out = run(*operands)
+        return tuple(1.01 * o for o in out) if isinstance(out, tuple) else 1.01 * out
+
+    monkeypatch.setitem(rungs, rung, wrong)
+    report = fastmlip.check(whole, atoms(), only=[*seen, *unseen])
+    status = {name: report[name].status for name in [*seen, *unseen]}
+    assert status == {**dict.fromkeys(seen, "failed"), **dict.fromkeys(unseen, "passed")}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,13 +197,21 @@ def _result(row: Check, context: Context) -> Result:
         if not found:
             reason = "no structure has what it needs"
         else:
-            where, error = max(found, key=lambda pair: pair[1])
+            where, error = _largest(found)
             allowed = tolerance
-            if error > tolerance > 0 and not reason and context.stock is not None:
-                stock = max(error for _, error in row.measure(context, context.stock))
+            other = context.stock
+            if error > tolerance > 0 and not reason and other is not None:
+                errors = _attempt(lambda: list(row.measure(context, other)), [])[0]
+                stock = _largest(errors or broken)[1]
                 allowed = max(tolerance, min(2 * stock, 10 * tolerance))
             status = PASSED if error <= allowed else FAILED
     return Result(row.name, row.what, error, where, tolerance, stock, status, reason)
+
+
+def _largest(errors: Iterable[tuple[str, float]]) -> tuple[str, float]:
+    """The pair with the largest error; one that is not a number is larger than any."""
+    known = [(where, math.inf if math.isnan(error) else error) for where, error in errors]
+    return max(known, key=lambda pair: pair[1])
 
 
 def _backend(operators: dict[str, int], device: torch.device, compiled: bool) -> str:
