@@ -166,7 +166,8 @@ def test_a_model_that_is_accelerated_already_is_compared_with_the_reference(monk
 
 def test_models_for_compilation_are_checked_eager():
     model = build("tiny", "float64", compile_mode="compile")
-    assert fastmlip.check(model, only=QUICK).passed
+    report = fastmlip.check(model, only=QUICK)
+    assert report.passed and "eager" in report.notes[0]
     assert not model._compiled_cache[0]
 
 

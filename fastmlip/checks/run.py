@@ -149,6 +149,8 @@ def _sides(host: Any, against: Any, device: torch.device) -> tuple[Side, Side | 
                 f"{len(before)} modules were of fastmlip already: they are compared with the "
                 "plain-PyTorch reference of their operators"
             )
+        if getattr(host.model, "is_compile_graph_model", False):
+            host.notes.append("a model with compile_mode: compile, checked in its eager form")
         stock_host = copy.copy(host)
         if device != _device(host):
             stock_host.model = copy.deepcopy(host.model).to(device)
