@@ -82,7 +82,8 @@ def _compiled(preset, who):
 
 def _run(compiled, data):
     with torch.inference_mode():
-        return dict(zip(ASE_TARGET["output"], compiled([data[k] for k in ASE_TARGET["input"]])))
+        values = compiled([data[key] for key in ASE_TARGET["input"]])
+    return dict(zip(ASE_TARGET["output"], values, strict=True))
 
 
 @pytest.mark.parametrize("who", ["peer", "peer eager", "exact", "tabulated"])

@@ -2,8 +2,8 @@
 
     python examples/tabulated_md.py model.ckpt structure.xyz --steps 1000
 
-MODEL is a checkpoint (.ckpt) or a package (.nequip.zip). It runs as it is loaded, without compiling;
-`fastmlip tabulate model.ckpt -o model.nequip.pt2` compiles one that runs faster still.
+MODEL is a checkpoint (.ckpt) or a package (.nequip.zip). It runs as it is loaded, without
+compiling; `fastmlip tabulate model.ckpt -o model.nequip.pt2` compiles one that runs faster still.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from fastmlip import data, nn, ops
 from fastmlip.backend import BackendUnavailableError, info, use_backend, warn_if_slow
+from fastmlip.checks import check
 from fastmlip.integrations import accelerate, summary, tabulate
 from fastmlip.problem import TensorProductProblem
 
@@ -10,6 +11,7 @@ __all__ = [
     "BackendUnavailableError",
     "TensorProductProblem",
     "accelerate",
+    "check",
     "data",
     "info",
     "nn",

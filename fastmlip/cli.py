@@ -129,6 +129,68 @@ def tabulate(
     Console().print(table)
 
 
+@app.command()
+def check(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="NequIP or Allegro config (.yaml), checkpoint (.ckpt), package (.nequip.zip) or "
+            "compiled model (.nequip.pt2)."
+        ),
+    ],
+    structures: Annotated[
+        Path | None,
+        typer.Argument(help="A file that ASE reads; a few are made up where it is left out."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="A model to compare with, for instance a compiled one's.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or float64, of a config or checkpoint.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where both models run.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    frames: Annotated[int, typer.Option(min=1, help="Frames used of STRUCTURES.")] = 3,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Name of a check to do; can be given several times.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
+) -> None:
+    """Compare a model with its accelerated form: the exit status is 0 where all checks pass, or 1.
+
+    Energies, forces, stress, parameter gradients and the Hessian against stock, against finite
+    differences, under rotations and the like, and run after run. Nothing is trained.
+    """
+    from rich.progress import Progress, SpinnerColumn
+
+    screen = Console(stderr=True)
+    for path, name in ((model, "MODEL"), (structures, "STRUCTURES"), (against, "--against")):
+        if path is not None and not path.is_file():
+            raise typer.BadParameter(f"there is no file {path}", param_hint=name)
+    try:
+        with Progress(SpinnerColumn(), *Progress.get_default_columns(), console=screen) as bar:
+            task = bar.add_task("building the models", total=None)
+            report = fastmlip.check(
+                model, structures, against=against, dtype=dtype, device=device, seed=seed,
+                frames=frames, only=only,
+                progress=lambda name, done, total: bar.update(
+                    task, description=name, completed=done, total=total
+                ),
+            )  # fmt: skip
+    except Exception as error:  # whatever a reader of files may raise
+        raise _failed(screen, f"{type(error).__name__}: {error}") from None
+    console = Console()
+    for table in report.tables(console.width):
+        console.print(table)
+    for remark in report.remarks():
+        _say(console, remark)
+    if json is not None:
+        json.write_text(report.to_json())
+    names = ", ".join(result.name for result in report.failed)
+    _say(console, f"failed: {names}" if names else "all checks passed")
+    raise typer.Exit(0 if report.passed else 1)
+
+
 def _say(screen: Console, text: str) -> None:
     screen.print(text, markup=False, highlight=False, soft_wrap=True)
 

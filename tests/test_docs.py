@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("nequip_state")
 
 DOCS = Path(__file__).parent.parent / "docs"
 GUIDE = DOCS / "guide" / "model_hyperparameters.md"
-PAGES = sorted(DOCS.glob("operators/*.md"))
+PAGES = [*sorted(DOCS.glob("operators/*.md")), DOCS / "check.md"]
 NAMES = ["C", "H", "O"]
 ENERGIES = {"C": -148.3, "H": -13.6, "O": -2041.8}
 DATA = """

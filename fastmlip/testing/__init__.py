@@ -12,6 +12,7 @@ from fastmlip.testing.compare import (
     assert_same_derivatives,
     derivatives,
     poison_empty,
+    relative_error,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "derivatives",
     "make_inputs",
     "poison_empty",
+    "relative_error",
 ]

@@ -62,6 +62,23 @@ def derivatives(
     return found
 
 
+def relative_error(
+    actual: torch.Tensor, expected: torch.Tensor, scale: float | None = None
+) -> float:
+    """Largest ``|actual - expected|`` over ``scale``, by default the largest ``|expected|``.
+
+    Over 1 where the scale is zero; infinite where a shape differs or a number is not finite.
+    """
+    if actual.shape != expected.shape:
+        return float("inf")
+    if actual.numel() == 0:
+        return 0.0
+    wide, truth = actual.detach().cpu().double(), expected.detach().cpu().double()
+    error = (wide - truth).abs().nan_to_num(nan=float("inf")).max().item()
+    size = truth.abs().max().item() if scale is None else scale
+    return error / size if size else error
+
+
 def assert_close(
     actual: torch.Tensor, expected: torch.Tensor, order: int = 0, name: str = "result"
 ) -> None:

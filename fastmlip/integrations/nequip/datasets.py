@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastmlip.data import COMMON, STATISTICS, CommonDatasetStatistics, Statistics
+from fastmlip.integrations.nequip.config import compose, find
 
 TASKS = {"train": "fit", "val": "validate", "test": "test", "predict": "predict"}
 
@@ -30,8 +31,6 @@ def statistics_of_config(
     Raises:
         ValueError: the config has no data module, no type names, or not this data set.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.utils import instantiate
     from nequip.utils.global_state import set_global_state
     from omegaconf import OmegaConf
@@ -39,18 +38,16 @@ def statistics_of_config(
     if dataset not in TASKS:
         raise ValueError(f"dataset: expected one of {', '.join(TASKS)}, got {dataset!r}")
     dtype = torch.get_default_dtype()
-    GlobalHydra.instance().clear()
     try:
         set_global_state()
         torch.set_default_dtype(torch.float64)  # NequIP sets it in its first call only
-        with initialize_config_dir(str(path.parent.resolve()), version_base=None):
-            config = compose(path.stem)
+        config = compose(path)
         if "_target_" not in config.get("data", {}):
             raise ValueError(f"{path} has no section `data` with a `_target_`")
         data = OmegaConf.to_container(config.data, resolve=True)
         assert isinstance(data, dict)
         manager: Any = data.get("stats_manager") or {}
-        type_names = type_names or manager.get("type_names") or _find(data, "model_type_names")
+        type_names = type_names or manager.get("type_names") or find(data, "model_type_names")
         if not type_names:
             raise ValueError(f"{path}: `data` names no types, so type_names is needed")
         data["stats_manager"] = _manager_config(manager, type_names, **options)
@@ -60,14 +57,6 @@ def statistics_of_config(
         return module.get_statistics(dataset=dataset)
     finally:
         torch.set_default_dtype(dtype)
-
-
-def _find(node: Any, key: str) -> Any:
-    """The first value under ``key`` in nested dicts and lists."""
-    if isinstance(node, dict) and key in node:
-        return node[key]
-    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return next((found for value in inner if (found := _find(value, key))), None)
 
 
 def _manager_config(manager, type_names, batch_size=None, ignore_nan=False, **options):

@@ -100,7 +100,7 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
 
 def has_our_product(module: Any) -> bool:
     """Whether the tensor product of an ``InteractionBlock`` is or can be swapped."""
-    product = getattr(module, "tp_scatter", None)
+    product: Any = getattr(module, "tp_scatter", None)
     if isinstance(product, tensor_product_scatter.FastTensorProductScatter):
         return True
     kind = type(product).__name__

@@ -1,0 +1,105 @@
+"""The table of checks: their names, what they compare, and how far off a healthy model may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from fastmlip.checks import measure
+from fastmlip.checks.context import Context
+from fastmlip.checks.measure import Errors
+from fastmlip.checks.model import Side
+
+AUTOGRAD, FORCES, STOCK, TRAINING = "autograd", "forces", "stock", "training"
+BATCHES, COMPILED = "batches", "compiled"
+
+
+class Check(NamedTuple):
+    """One row. Tolerances are relative, by the dtype of the network; a model may be off by twice
+    what stock is off by itself, too, up to ten times the tolerance."""
+
+    name: str
+    what: str
+    float64: float
+    float32: float
+    measure: Callable[[Context, Side], Errors]
+    needs: tuple[str, ...] = ()
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        return self.float64 if dtype is torch.float64 else self.float32
+
+    def missing(self, context: Context) -> str:
+        """Why a model cannot be checked for this; empty where it can."""
+        side = context.fused
+        compiled = side.host.compiled
+        if STOCK in self.needs and context.stock is None:
+            return "a compiled model has no stock form; name a model to compare it with"
+        sides = [side] if STOCK not in self.needs else [side, context.stock]
+        if AUTOGRAD in self.needs and any(s.host.compiled for s in sides if s):
+            return "compiled models have no derivatives beyond forces"
+        if TRAINING in self.needs and not side.trainable:
+            return "it has no trainable parameters"
+        if FORCES in self.needs and not context.has_forces:
+            return "it computes no forces"
+        if COMPILED in self.needs and not compiled:
+            return "for compiled models only, the check before is sharper"
+        if BATCHES in self.needs and compiled:
+            return "compiled models take what they were compiled for"
+        return ""
+
+
+CHECKS = (
+    Check("signal", "energies depend on positions", 0.0, 0.0, measure.signal),
+    Check("energies", "against stock", 1e-10, 2e-5, measure.parity("energies"), (STOCK,)),
+    Check("forces", "against stock", 1e-10, 2e-5, measure.parity("forces"), (STOCK, FORCES)),
+    Check("stress", "against stock", 1e-10, 2e-5, measure.parity("stress"), (STOCK, FORCES)),
+    Check(
+        "one-sided edges", "all three, a quarter of the edges left out, against stock",
+        1e-10, 2e-5, measure.one_sided, (STOCK,),
+    ),
+    Check(
+        "parameter gradients", "of a loss on energies, forces and stress, against stock",
+        1e-9, 1e-4, measure.gradients, (STOCK, AUTOGRAD, TRAINING),
+    ),
+    Check(
+        "Hessian", "times random displacements, against stock",
+        1e-9, 1e-4, measure.hessian, (STOCK, AUTOGRAD, FORCES),
+    ),
+    Check(
+        "forces, differences", "against finite differences of the energy",
+        1e-6, 2e-3, measure.forces_by_differences, (FORCES,),
+    ),
+    Check(
+        "stress, differences", "against finite differences of the energy under strain",
+        1e-6, 2e-3, measure.stress_by_differences, (FORCES,),
+    ),
+    Check(
+        "gradients, differences", "parameter gradients against finite differences of the loss",
+        1e-6, 1e-2, measure.gradients_by_differences, (AUTOGRAD, TRAINING),
+    ),
+    Check(
+        "Hessian, differences", "against finite differences of forces",
+        1e-6, 5e-3, measure.hessian_by_differences, (AUTOGRAD, FORCES),
+    ),
+    Check(
+        "Hessian symmetry", "u H v = v H u",
+        1e-10, 2e-5, measure.hessian_symmetry, (AUTOGRAD, FORCES),
+    ),
+    Check(
+        "Jacobian symmetry", "the same, H from finite differences of forces",
+        1e-6, 5e-3, measure.jacobian_symmetry, (FORCES, COMPILED),
+    ),
+    Check("rotations", "turned at random, turned back", 1e-10, 2e-5, measure.rotations),
+    Check("inversion", "every vector reversed", 1e-10, 2e-5, measure.inversion),
+    Check("translations", "atoms moved, also by lattice vectors", 1e-10, 2e-5,
+          measure.translations),
+    Check("atom order", "atoms renumbered at random", 1e-10, 2e-5, measure.atom_order),
+    Check("edge order", "the neighbour list shuffled, gradients too", 1e-10, 1e-4,
+          measure.edge_order),
+    Check("batches", "all structures at once against one by one", 1e-10, 2e-5,
+          measure.batches, (BATCHES,)),
+    Check("repeatability", "the same bits run after run, gradients too", 0.0, 0.0,
+          measure.repeats),
+)  # fmt: skip

@@ -1,0 +1,268 @@
+"""Models of NequIP and Allegro from any file they come in, and structures in the form they take."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmlip.integrations.nequip.config import compose, find, placeholder_statistics
+
+Tensor = torch.Tensor
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+KINDS = "a config (.yaml), a checkpoint (.ckpt), a package (.nequip.zip) or a compiled model " + (
+    "(.nequip.pt2)"
+)
+
+
+@dataclass
+class Host:
+    """A model with what it takes to feed it.
+
+    Attributes:
+        model: takes and returns a dict of tensors.
+        origin: the file, or the model's class.
+        kind: ``config``, ``checkpoint``, ``package``, ``compiled`` or ``memory``.
+        dtype: of the network.
+        type_names: atom types, in the model's order.
+        notes: what was changed or left out on the way.
+    """
+
+    model: torch.nn.Module
+    origin: str
+    kind: str
+    dtype: torch.dtype
+    type_names: list[str]
+    r_max: float
+    per_edge_type_cutoff: Any = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def compiled(self) -> bool:
+        return self.kind == "compiled"
+
+    def frame(self, atoms: Any, types: Any) -> dict[str, Tensor]:
+        """Data of an ``ase.Atoms`` whose atoms are of the model's types of these numbers."""
+        from ase import Atoms
+        from nequip.data import from_ase
+
+        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        with float64_default():
+            data = from_ase(bare)
+            data["atom_types"] = torch.as_tensor(types, dtype=torch.long)
+            return self.neighbours(data)
+
+    def neighbours(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``data`` with the neighbour list of its positions, on the device they are on."""
+        from nequip.data.transforms import NeighborListTransform
+
+        # edges are looked for among the atoms as they lie, which the CPU does
+        device = data["pos"].device
+        bare = {key: value.cpu() for key, value in data.items() if not key.startswith("edge_")}
+        with float64_default():
+            transform = NeighborListTransform(
+                r_max=self.r_max,
+                per_edge_type_cutoff=self.per_edge_type_cutoff,
+                type_names=self.type_names,
+            )
+            return {key: value.to(device) for key, value in transform(bare).items()}
+
+    @staticmethod
+    def batch(frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """One batch of several frames."""
+        from nequip.data import AtomicDataDict
+
+        return AtomicDataDict.batched_from_list(frames)
+
+
+def describe(model: torch.nn.Module) -> Host:
+    """A model in memory: a ``GraphModel`` of NequIP's, or a ``ModuleDict`` of a single one.
+
+    Raises:
+        TypeError: no such model.
+    """
+    if isinstance(model, torch.nn.ModuleDict):
+        if len(model) != 1:
+            raise TypeError(f"model: expected one model, got the models {', '.join(model)}")
+        model = next(iter(model.values()))
+    return _host(model, type(model).__name__, "memory")
+
+
+def _host(model: Any, origin: str, kind: str) -> Host:
+    if not hasattr(model, "is_graph_model"):
+        raise TypeError(
+            f"model: expected a model of NequIP's or Allegro's, a GraphModel, or a path to "
+            f"{KINDS}; got {type(model).__name__}"
+        )
+    from nequip.nn.embedding.utils import cutoff_str_to_fulldict
+
+    metadata = model.metadata
+    names = metadata["type_names"].split(" ")
+    cutoffs = metadata.get("per_edge_type_cutoff")
+    return Host(
+        model, origin, kind, DTYPES[metadata["model_dtype"]], names, float(metadata["r_max"]),
+        cutoff_str_to_fulldict(cutoffs, names) if isinstance(cutoffs, str) else cutoffs,
+    )  # fmt: skip
+
+
+def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> Host:
+    """The stock model of a file, modifiers that only accelerate left out; in evaluation mode.
+
+    Args:
+        path: a config (its model is built, not trained), a checkpoint, a package or a compiled
+            model.
+        dtype: ``float32`` or ``float64``, of a config or a checkpoint, in place of their own.
+        device: where it shall run.
+
+    Raises:
+        ValueError: an unknown kind of file; a dtype for a file that brings its own.
+    """
+    path = Path(path)
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    for suffixes, reader in _READERS.items():
+        if path.name.endswith(suffixes):
+            with float64_default(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                host = reader(path, dtype, device)
+            host.model.to(device).eval()
+            return host
+    raise ValueError(f"{path}: expected {KINDS}")
+
+
+@contextlib.contextmanager
+def float64_default() -> Iterator[None]:
+    """NequIP's global state, and the default dtype it needs, inside the block only."""
+    from nequip.utils.global_state import get_latest_global_state, set_global_state
+
+    before = torch.get_default_dtype()
+    try:
+        set_global_state(**get_latest_global_state())
+        torch.set_default_dtype(torch.float64)  # NequIP sets it in its first call only
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def _stock_and_eager() -> Iterator[None]:
+    from nequip.model.modify_utils import only_apply_persistent_modifiers
+    from nequip.model.utils import override_model_compile_mode
+
+    with only_apply_persistent_modifiers(True), override_model_compile_mode("eager"):
+        yield
+
+
+def _from_config(path: Path, dtype: str | None, device: str) -> Host:
+    from omegaconf import OmegaConf
+
+    config = compose(path)
+    section = OmegaConf.select(config, "training_module.model", throw_on_missing=False)
+    if section is None:
+        raise ValueError(f"{path} has no section `training_module.model`")
+    with placeholder_statistics(config) as placeholders:
+        settings = OmegaConf.to_container(section, resolve=True)
+    host = _build(settings, str(path), "config", dtype)
+    host.notes += [f"{name} of the data taken to be {v}" for name, v in placeholders.items()]
+    return host
+
+
+def _build(settings: Any, origin: str, kind: str, dtype: str | None) -> Host:
+    from hydra.utils import get_method
+
+    dropped = _modifiers(settings)
+    settings = _with_dtype(settings, dtype, origin)
+    with _stock_and_eager():
+        model = get_method(settings.pop("_target_"))(**settings)
+    host = _host(_only(model), origin, kind)
+    host.notes += _about_modifiers(dropped)
+    return host
+
+
+def _only(model: torch.nn.Module) -> torch.nn.Module:
+    return describe(model).model if isinstance(model, torch.nn.ModuleDict) else model
+
+
+def _with_dtype(settings: Any, dtype: str | None, origin: str) -> Any:
+    if dtype is None:
+        return dict(settings)
+    holder = settings = _copied(settings)
+    while isinstance(holder, dict) and "model_dtype" not in holder:
+        holder = holder.get("model")
+    if holder is None:
+        raise ValueError(f"dtype: {origin} starts from a model that brings its own dtype")
+    holder["model_dtype"] = dtype
+    return settings
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _modifiers(settings: Any) -> list[str]:
+    named = find(settings, "modifiers") or []
+    return [str(entry.get("modifier")) for entry in named if isinstance(entry, dict)]
+
+
+def _about_modifiers(named: list[str]) -> list[str]:
+    others = [name for name in named if name != "enable_FastMLIP" and name.startswith("enable_")]
+    return [f"modifiers that only accelerate are left out: {', '.join(others)}"] if others else []
+
+
+def _from_checkpoint(path: Path, dtype: str | None, device: str) -> Host:
+    from hydra.utils import get_class
+
+    saved = torch.load(path, map_location="cpu", weights_only=False)["hyper_parameters"]
+    settings = saved["model"]
+    target = saved["info_dict"]["training_module"]["_target_"]
+    with _stock_and_eager():
+        training: Any = get_class(target)
+        module = training.load_from_checkpoint(
+            path,
+            map_location="cpu",
+            weights_only=False,
+            model=_with_dtype(settings, dtype, str(path)),
+        )
+        model = module.evaluation_model
+    host = _host(_only(model), str(path), "checkpoint")
+    host.notes += _about_modifiers(_modifiers(settings))
+    return host
+
+
+def _from_package(path: Path, dtype: str | None, device: str) -> Host:
+    from nequip.model import ModelFromPackage
+
+    if dtype is not None:
+        raise ValueError(f"dtype: {path} brings its own dtype")
+    return _host(_only(ModelFromPackage(str(path))), str(path), "package")
+
+
+def _from_compiled(path: Path, dtype: str | None, device: str) -> Host:
+    from nequip.model.inference_models import load_compiled_model
+
+    if dtype is not None:
+        raise ValueError(f"dtype: {path} brings its own dtype")
+    model, metadata = load_compiled_model(str(path), device)
+    host = Host(
+        model, str(path), "compiled", DTYPES[metadata["model_dtype"]], metadata["type_names"],
+        metadata["r_max"], metadata["per_edge_type_cutoff"],
+    )  # fmt: skip
+    host.notes.append(f"libraries it asks for: {metadata.get('nequip_custom_ops_libs', 'none')}")
+    return host
+
+
+_READERS = {
+    (".nequip.zip",): _from_package,
+    (".nequip.pt2", ".nequip.pth"): _from_compiled,
+    (".ckpt",): _from_checkpoint,
+    (".yaml", ".yml"): _from_config,
+}
