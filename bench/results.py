@@ -169,9 +169,8 @@ def pairs(rows: Sequence[Row]) -> list[Pair]:
 
 def duration(seconds: float) -> str:
     """With its unit, three digits."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale:
-            break
+    units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
+    unit, scale = next((pair for pair in units if seconds >= pair[1]), units[-1])
     return f"{seconds / scale:.3g} {unit}"
 
 

@@ -24,7 +24,8 @@ class Operator(NamedTuple):
         """
         import pytest
 
-        pairs = [(name, c) for name in self.cases for c in choices] or [(n,) for n in self.cases]
+        pairs: list[tuple] = [(name, c) for name in self.cases for c in choices]
+        pairs = pairs or [(name,) for name in self.cases]
         return [
             pytest.param(*pair, marks=pytest.mark.slow if pair[0] in self.slow else ())
             for pair in pairs
