@@ -20,11 +20,13 @@ from .rows import WHATS, Derivatives, total
 
 NODES, DEGREE = 108, 50
 SCALING = {"nequip-M-hidden": (8, 32, 512)}
-_, reference, _, CASES, _ = OPERATORS["tensor_product_conv"]
+_, reference, _, CASES, SLOW = OPERATORS["tensor_product_conv"]
 MODELS = [name for name in CASES if name.startswith(("nequip", "sevennet", "mace", "allegro"))]
-SIZES = [(name, NODES) for name in MODELS]
-SIZES += [(name, nodes) for name, sizes in SCALING.items() for nodes in sizes]
-WHO = ["e3nn", "cuequivariance", "openequivariance", "fastmlip"]
+SIZES = [
+    pytest.param(name, nodes, marks=pytest.mark.slow if name in SLOW or nodes > NODES else ())
+    for name in MODELS
+    for nodes in sorted([NODES, *SCALING.get(name, ())])
+]
 
 
 def _inputs(case, nodes, device="cpu"):
@@ -54,12 +56,12 @@ def _function(name, who, device):
     return function
 
 
-@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("who", [*convolutions("cuda"), "fastmlip"])
 @pytest.mark.parametrize("what", WHATS)
 @pytest.mark.parametrize(("name", "nodes"), SIZES)
 def bench_conv(compare, device, name, nodes, what, who):
     if who not in ("fastmlip", *convolutions(device)):
-        pytest.skip(f"{who} is not installed, or has nothing for {device}")
+        pytest.skip(f"{who} has nothing for {device}")
     derivatives = _derivatives(_function(name, who, device), _inputs(CASES[name], nodes, device))
     # one unit: the product with the matrix of a path, [d1] to [d3], of every channel. Backward has
     # it for x, edge_attr and edge_weight; double backward for these three and grad, in every term

@@ -14,8 +14,6 @@ import torch
 from .environment import environment, synchronize
 from .results import collect, ratio_lines
 
-WARMUP = 1  # after the two calls that say how long one is
-
 
 def pytest_addoption(parser):
     group = parser.getgroup("fastmlip")
@@ -104,12 +102,15 @@ def compare(benchmark, request, block, device):
         start = perf_counter()
         call()
         once = perf_counter() - start
+        blocks, seconds = (request.config.getoption(o) for o in ("--blocks", "--seconds"))
         # a round of many calls where one is too short for a clock
         calls = max(1, min(200, round(2e-4 / once))) if rounds > 1 else 1
-        blocks = request.config.getoption("--blocks")
-        affordable = int(request.config.getoption("--seconds") / blocks / (once * calls))
+        affordable = int(seconds / blocks / (once * calls))
         benchmark.pedantic(
-            call, rounds=min(rounds, max(3, affordable)), iterations=calls, warmup_rounds=WARMUP
+            call,
+            rounds=min(rounds, max(-(-3 // blocks), affordable)),
+            iterations=calls,
+            warmup_rounds=int(once < seconds),
         )
 
     return run

@@ -52,8 +52,8 @@ def _png(figure: Figure) -> PNG:
 
 def _colors(rows: Sequence[Row]) -> dict[str, str]:
     """One color for each implementation, the same in every figure of these rows."""
-    peers = sorted({row.who for row in rows if not row.ours})
-    ours = sorted({row.who for row in rows if row.ours})
+    peers = dict.fromkeys(row.who for row in rows if not row.ours)
+    ours = dict.fromkeys(row.who for row in rows if row.ours)
     colors = {who: COLORS[n % len(COLORS)] for n, who in enumerate(peers)}
     return {**colors, **{who: OUR_COLOR if n == 0 else "#e8a0a2" for n, who in enumerate(ours)}}
 
@@ -67,7 +67,7 @@ def ratios(rows: Sequence[Row]) -> PNG | None:
     lines = list(dict.fromkeys(_line(pair.ours) for pair in found))
     several = len({pair.ours.who for pair in found}) > 1
     names = {id(p): f"{p.peer.who} / {p.ours.who}" if several else p.peer.who for p in found}
-    bars = sorted(set(names.values()))
+    bars = list(dict.fromkeys(names.values()))
     figure, axes = plt.subplots(
         1, len(whats), sharey=True, sharex=True, squeeze=False, layout="constrained",
         figsize=(3.0 + 2.4 * len(whats), 1.3 + len(lines) * (0.12 + 0.13 * len(bars))),
@@ -80,7 +80,9 @@ def ratios(rows: Sequence[Row]) -> PNG | None:
             axis.barh(y, pair.medians - 1, 0.8 / len(bars), left=1, color=color)
             axis.plot(pair.mins, y, "D", ms=2.5, color="black")
         axis.axvline(1, color="black", lw=0.8)
-        axis.set_xscale("log")
+        axis.set(xscale="log", xlabel="peer / fastmlip", axisbelow=True)
+        axis.xaxis.label.set_fontsize(7)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(what.replace("+double", "\n+double"), fontsize=8)
         axis.grid(axis="x", which="both", alpha=0.25)
         axis.tick_params(labelsize=7)
@@ -130,7 +132,7 @@ def roofline(report: Report) -> PNG | None:
     product, copy = (
         report.environment["peaks"][k] for k in ("matrix product GFLOP/s", "copy GB/s")
     )
-    figure, axis = plt.subplots(figsize=(8.0, 5.0), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9.5, 5.0), layout="constrained")
     intensity = [row.flops / row.moved for row in rows if row.flops and row.moved]
     left, right = min(intensity) / 2, max(*intensity, product / copy) * 3
     ridge = min(max(product / copy, left), right)
@@ -139,7 +141,7 @@ def roofline(report: Report) -> PNG | None:
     axis.text(
         right, product * 1.06, f"matrix product {product:.0f} GFLOP/s", ha="right", fontsize=8
     )
-    axis.text(left * 1.05, left * copy * 1.6, f"copy {copy:.0f} GB/s", fontsize=8)
+    axis.text(left, left * copy * 1.8, f"copy {copy:.0f} GB/s", fontsize=8)
     for row, x in zip(rows, intensity, strict=True):
         axis.plot(
             x, row.gflops, MARKERS.get(row.what, "D"), ms=4.5, color=colors[row.who], alpha=0.8
@@ -152,6 +154,6 @@ def roofline(report: Report) -> PNG | None:
     handles += [
         Line2D([], [], ls="", marker=MARKERS.get(w, "D"), color="grey", label=w) for w in whats
     ]
-    axis.legend(handles=handles, fontsize=7, loc="lower right")
+    figure.legend(handles=handles, fontsize=7, loc="outside right upper")
     axis.grid(which="both", alpha=0.25)
     return _png(figure)

@@ -116,13 +116,14 @@ def bench(
     keyword: Annotated[
         str | None, typer.Option("-k", help="Rows to run, as in pytest -k: 'zbl and forward'.")
     ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the longest rows.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch.")] = 2,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     blocks: Annotated[
         int, typer.Option(min=1, help="Time each row that many times, in turns with its peers.")
     ] = 3,
     seconds: Annotated[
-        float, typer.Option(min=0, help="Longest time of a row; three rounds a block at least.")
+        float, typer.Option(min=0, help="Longest time of a row; three rounds at least.")
     ] = 2.0,
 ) -> None:  # fmt: skip
     """Time the operators against other implementations, on this machine.
@@ -148,6 +149,7 @@ def bench(
         else:
             options = [f"--threads={threads}", f"--device={device}", f"--blocks={blocks}"]
             options += [f"--seconds={seconds}", *(("-k", keyword) if keyword else ())]
+            options += ["-m", "not slow"] if quick else []
             with tempfile.TemporaryDirectory() as folder:
                 log = (report or Path(folder)) / "pytest.log"
                 timed = run(options, log, screen)
