@@ -42,8 +42,8 @@ def run(options: Sequence[str], log: Path, screen: Console) -> Report:
             sys.executable, "-m", "pytest", str(SUITE), "-v", "--benchmark-only",
             f"--benchmark-json={timings}", f"--config-file={os.devnull}", f"--rootdir={SUITE}",
             *("-p", "no:cacheprovider"), *("-o", "python_files=bench_*.py"),
-            *("-o", "python_functions=bench_*"), *("-o", "console_output_style=count"), *("-o", "markers=slow: long"),
-            *options,
+            *("-o", "python_functions=bench_*"), *("-o", "markers=slow: long"),
+            *("-o", "console_output_style=count"), *options,
         ]  # fmt: skip
         failed, status = _follow(command, log, screen)
         if not timings.exists() or timings.stat().st_size == 0:
