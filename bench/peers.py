@@ -48,7 +48,7 @@ def cuequivariance(case: Case, device: str) -> Convolution:
     product = cue.SegmentedTensorProduct.from_subscripts("u_ui_j_uk+ijk")
     problem = case.problem
     blocks = _blocks(problem)
-    segments = [[(p.mul,) for p in problem.paths], blocks[0], [(d,) for _, d in blocks[1]]]
+    segments = [[(p.mul,) for p in problem.paths], blocks[0], [(m * d,) for m, d in blocks[1]]]
     for operand, sizes in enumerate([*segments, blocks[2]]):
         for size in sizes:
             product.add_segment(operand, size)

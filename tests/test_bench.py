@@ -162,11 +162,11 @@ def changed(tmp_path, change, name="after.json"):
     return path
 
 
-def scale(content, factor, ours=True, data=slice(None)):
+def scale(content, factor, ours=True, first=0):
     for row in content["benchmarks"]:
         if (row["extra_info"]["who"] == "fastmlip") is ours:
             times = row["stats"]["data"]
-            times[data] = [factor * time for time in times[data]]
+            times[first:] = [factor * time for time in times[first:]]
 
 
 def test_a_report_is_as_fast_as_itself(timings):
@@ -184,7 +184,7 @@ def test_slower_rows_give_an_exit_status(timings, tmp_path):
 
 
 def test_neither_peers_nor_one_statistic_alone_make_a_row_slower(timings, tmp_path):
-    noise = changed(tmp_path, lambda content: scale(content, 9.0, data=slice(1, None)))
+    noise = changed(tmp_path, lambda content: scale(content, 9.0, first=1))
     assert invoke("--compare", timings, noise).exit_code == 0  # medians only
     peers = changed(tmp_path, lambda content: scale(content, 2.0, ours=False))
     result = invoke("--compare", timings, peers)
