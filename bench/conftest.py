@@ -6,6 +6,7 @@ pinned (``--threads``, default 2) because a benchmark must say what it ran on.
 
 from __future__ import annotations
 
+import os
 from time import perf_counter
 
 import pytest
@@ -30,6 +31,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     torch.set_num_threads(config.getoption("--threads"))
+    config._fastmlip_load = os.getloadavg()[0]
     if config.getoption("--device") != "cpu" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch sees no GPU here")
 
@@ -118,7 +120,8 @@ def compare(benchmark, request, block, device):
 
 def _environment(config):
     if not hasattr(config, "_fastmlip_environment"):
-        config._fastmlip_environment = environment(config.getoption("--device"))
+        device, load = config.getoption("--device"), config._fastmlip_load
+        config._fastmlip_environment = environment(device, load)
     return config._fastmlip_environment
 
 
@@ -137,6 +140,6 @@ def pytest_terminal_summary(terminalreporter, config):
     write("")
     write(f"torch {torch.__version__}, {there['threads']} threads, {there['backends']}")
     peaks = ", ".join(f"{value:.0f} {name}" for name, value in there["peaks"].items())
-    write(f"measured in this session: {peaks}")
+    write(f"measured in this session: {peaks}; load average before it: {there['load before']}")
     for line in ratio_lines(collect(benchmarks)):
         write(line)

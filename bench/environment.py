@@ -23,13 +23,17 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Everything but the times; the peaks are measured by this call."""
+def environment(device: str, load: float = 0.0) -> dict[str, Any]:
+    """Everything but the times; the peaks are measured by this call.
+
+    ``load`` is the load average from before the run: how many other processes were at work.
+    """
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "device": device,
         "threads": torch.get_num_threads(),
+        "load before": round(load, 2),
         "machine": machine(),
         "versions": versions(),
         "backends": fastmlip.info(),

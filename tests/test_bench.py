@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "commit": "0123abc+",
     "device": "cpu",
     "threads": 2,
+    "load before": 0.25,
     "machine": {"processor": "a <processor>", "cores": 4, "memory GiB": 8.0, "gpu": "none"},
     "versions": {"fastmlip": "0.1.0", "torch": "2.13.0"},
     "backends": {"cpu tensors": "cpp"},
@@ -111,6 +112,7 @@ def test_a_report_is_one_page_with_images_and_says_where_it_was_made(timings, tm
     assert len(images) == 4  # two ratios, one scaling, one roofline
     assert all(image.startswith("data:image/png;base64,iVBOR") for image in images)
     assert not re.search(r"(src|href)=\"?(http|/|\w+\.)", page), "nothing is loaded"
+    assert "not to be quoted" not in page
     assert "a &lt;processor&gt;" in page and "5 &lt;nodes&gt;" in page
     for text in ("0123abc+", "2026-01-02", "2 threads", "2.13.0", "5.67", "800 MiB", "copy GB/s"):
         assert text in page, text
@@ -129,9 +131,13 @@ def test_a_report_is_one_page_with_images_and_says_where_it_was_made(timings, tm
 
 def test_a_report_of_one_peerless_row_has_no_figure_and_no_ratio(tmp_path):
     path = tmp_path / "timings.json"
-    path.write_text(json.dumps({**recorded(), "benchmarks": [benchmark("fastmlip", [1.0])]}))
+    content = {**recorded(), "benchmarks": [benchmark("fastmlip", [1.0])]}
+    content["fastmlip"]["load before"] = 3.5
+    path.write_text(json.dumps(content))
     assert invoke("--from", path, "--report", tmp_path / "out").exit_code == 0
-    assert "<img" not in (tmp_path / "out" / "index.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<img" not in page
+    assert "load average was 3.5" in page and "not to be quoted" in page
 
 
 @pytest.mark.parametrize(
@@ -330,6 +336,20 @@ def test_bytes_count_what_is_read_and_written_once():
     assert product.moved(every) == forward + backward + double_backward
     flops = {"forward": 1, "backward": 3, "double backward": 7}
     assert [rows.total(flops, what) for what in rows.WHATS] == [1, 4, 11, 7]
+
+
+def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
+    from fastmlip.bench import bench_tensor_product_conv as conv
+
+    class Wrong(conv.TensorProductConv):
+        def forward(self, x, edge_attr, edge_weight, edge_dst, edge_src):
+            return super().forward(x, edge_attr, edge_weight, edge_dst, edge_src) * 1.001
+
+    conv._function("nequip-S-last", "fastmlip", "cpu")
+    conv._function.cache_clear()
+    monkeypatch.setattr(conv, "TensorProductConv", Wrong)
+    with pytest.raises(AssertionError, match="fastmlip on nequip-S-last"):
+        conv._function("nequip-S-last", "fastmlip", "cpu")
 
 
 @pytest.mark.parametrize("who", ["e3nn", "cuequivariance"])
