@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from .results import Change, Pair, Report, changes, duration, mean, pairs, save
+from .results import Change, Pair, Report, busy, changes, duration, mean, pairs, save
 
 
 def write(report: Report, folder: Path) -> Path:
@@ -29,6 +29,7 @@ def write(report: Report, folder: Path) -> Path:
             means=means(pairs(report.rows)),
             pairs=pairs(report.rows),
             duration=duration,
+            busy=busy(report),
         )
     )
     return page

@@ -242,6 +242,17 @@ def differences(before: Report, after: Report) -> list[str]:
     return found
 
 
+def busy(report: Report) -> str:
+    """A warning where other processes were at work before the run, else nothing."""
+    load = report.environment["load before"]
+    if load < 1:
+        return ""
+    return (
+        f"Other processes were at work: the load average was {load} before the run. These numbers "
+        "are not to be quoted."
+    )
+
+
 def mean(ratios: Sequence[float]) -> float:
     """Geometric."""
     return math.exp(sum(map(math.log, ratios)) / len(ratios))

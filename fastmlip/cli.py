@@ -160,6 +160,8 @@ def bench(
         raise _failed(screen, str(error)) from None
     for line in results.ratio_lines(timed.rows):
         typer.echo(line)
+    if warning := results.busy(timed):
+        _say(screen, warning)
     if failed := timed.environment.get("failed"):
         raise _failed(screen, f"{len(failed)} rows failed and were not timed: {', '.join(failed)}")
 
@@ -173,11 +175,16 @@ def _compare(before: Any, after: Any, tolerance: float, screen: Console) -> int:
         raise ValueError("the two reports have no row of fastmlip in common")
     for line in results.differences(before, after):
         _say(screen, f"not the same: {line}")
+    for text, report in (("before", before), ("after", after)):
+        if warning := results.busy(report):
+            _say(screen, f"{text}: {warning}")
     table, slower = pages.compared(before, after, tolerance)
     Console().print(table)
     for text, rows in (("only before", gone), ("only after", new)):
-        for row in rows:
+        for row in rows[:5]:
             _say(screen, f"{text}: {row.name}, {row.who}")
+        if len(rows) > 5:
+            _say(screen, f"{text}: {len(rows) - 5} more")
     if peers := [change.mins for change in both if not change.after.ours]:
         ratio = results.mean(peers)
         _say(screen, f"peers, which did not change: {ratio:.2f} times as long (geometric mean)")

@@ -210,6 +210,17 @@ def test_a_comparison_says_what_else_differs(timings, tmp_path):
     assert "only before: conv S 10,000 edges forward, fastmlip" in result.output
 
 
+def test_a_busy_machine_and_missing_rows_are_said_but_not_at_length(timings, tmp_path):
+    def change(content):
+        content["benchmarks"] = content["benchmarks"][:2]
+        content["fastmlip"]["load before"] = 3.5
+
+    result = invoke("--compare", timings, changed(tmp_path, change))
+    assert result.output.count("only before") == 6 and "only before: 3 more" in result.output
+    assert "after: Other processes were at work: the load average was 3.5" in result.output
+    assert "before: Other processes" not in result.output
+
+
 def test_reports_without_a_common_row_cannot_be_compared(timings, tmp_path):
     def change(content):
         for row in content["benchmarks"]:
