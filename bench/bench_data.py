@@ -18,7 +18,7 @@ from fastmlip.data import CommonDatasetStatistics
 
 FRAMES, ATOMS, TYPES, NEIGHBORS = 2000, 64, 20, 40
 NAMES = [f"T{i}" for i in range(TYPES)]
-MANAGERS = {"peer": CommonDataStatisticsManager, "fastmlip": CommonDatasetStatistics}
+MANAGERS = {"NequIP": CommonDataStatisticsManager, "fastmlip": CommonDatasetStatistics}
 
 
 @cache
@@ -53,17 +53,19 @@ def _run(who, size):
 def _agree(size):
     set_global_state(allow_tf32=False)
     torch.set_default_dtype(torch.float64)  # NequIP sets it in its first call only
-    stock, ours = _run("peer", size), _run("fastmlip", size)
-    for name in MANAGERS["peer"](type_names=NAMES).names:
+    stock, ours = _run("NequIP", size), _run("fastmlip", size)
+    for name in MANAGERS["NequIP"](type_names=NAMES).names:
         value, other = stock[name], ours[name]
         values, others = (x.values() if isinstance(x, dict) else [x] for x in (value, other))
         for a, b in zip(values, others, strict=True):
             assert abs(a - b) <= 1e-11 * abs(a), name
 
 
-@pytest.mark.parametrize("who", ["peer", "fastmlip"])
+@pytest.mark.parametrize("who", ["NequIP", "fastmlip"])
 @pytest.mark.parametrize("size", [10, 100])
 def bench_dataset_statistics(compare, size, who):
     _agree(size)
-    compare(who, lambda: _run(who, size), f"dataset statistics, batches of {size} frames",
-            rounds=3, note=f"{FRAMES} frames, {ATOMS} atoms, {TYPES} types")  # fmt: skip
+    compare(
+        who, lambda: _run(who, size), case=f"batches of {size}", what="five statistics",
+        size=("frames", FRAMES), rounds=3, note=f"{ATOMS} atoms, {TYPES} types",
+    )  # fmt: skip

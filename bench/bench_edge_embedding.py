@@ -15,9 +15,10 @@ import torch
 import fastmlip
 from fastmlip.testing import assert_close
 
+from .rows import WHATS, Derivatives
+
 R_MAX = 5.0
 PRESETS = {"S": 1, "M": 2, "L": 3}
-ORDERS = {"forward": 0, "forward+backward": 1, "forward+backward+double backward": 2}
 
 
 def _chain(l_max):
@@ -45,56 +46,44 @@ def _vectors(edges):
     random = torch.Generator().manual_seed(0)
     vec = torch.randn((edges, 3), generator=random, dtype=torch.float64)
     lengths = torch.empty((edges, 1), dtype=torch.float64).uniform_(0.8, R_MAX, generator=random)
-    return (vec / vec.norm(dim=1, keepdim=True) * lengths).requires_grad_()
+    return vec / vec.norm(dim=1, keepdim=True) * lengths
 
 
-def _run(chain, vec, order, grads):
-    with torch.set_grad_enabled(order > 0):
-        data = chain({"edge_vectors": vec, "edge_index": torch.zeros(2, len(vec)).long()})
-        out = data["edge_attrs"], data["edge_embedding"]
-    if order == 0:
-        return out
-    first = torch.autograd.grad(out, vec, grads, create_graph=order == 2)
-    if order == 1:
-        return *out, *first
-    return *out, *first, *torch.autograd.grad(first, [vec, *grads], torch.ones_like(vec))
+def _derivatives(chain, edges, device="cpu"):
+    vec = _vectors(edges).to(device)
+    index = torch.zeros(2, edges, dtype=torch.int64, device=device)
 
+    def run():
+        data = chain({"edge_vectors": vec, "edge_index": index})
+        return data["edge_attrs"], data["edge_embedding"]
 
-def _grads(edges, l_max):
-    random = torch.Generator().manual_seed(1)
-    columns = ((l_max + 1) ** 2, 8)
-    return [torch.randn((edges, n), generator=random).requires_grad_() for n in columns]
+    return Derivatives(run, [vec])
 
 
 @cache
-def _functions(l_max):
+def _functions(l_max, device):
     """Both chains, after they agreed on all derivatives."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # as NequIP sets it
     try:
-        chains = {
-            "peer": _chain(l_max), "fastmlip": fastmlip.accelerate(torch.nn.Module.train(
-                torch.nn.Sequential(_chain(l_max))
-            )),
-        }  # fmt: skip
+        stock = torch.nn.Sequential(_chain(l_max)).train()
+        fast = fastmlip.accelerate(torch.nn.Sequential(_chain(l_max)).train())
     finally:
         torch.set_default_dtype(before)
-    found = [_run(chain, _vectors(50), 2, _grads(50, l_max)) for chain in chains.values()]
+    chains = {"NequIP": stock.to(device), "fastmlip": fast.to(device)}
+    found = [_derivatives(chain, 50, device).all() for chain in chains.values()]
     for want, got in zip(*found, strict=True):
         assert_close(got.float(), want.float(), 2)
     return chains
 
 
-@pytest.mark.parametrize("who", ["peer", "fastmlip"])
-@pytest.mark.parametrize("what", ORDERS)
+@pytest.mark.parametrize("who", ["NequIP", "fastmlip"])
+@pytest.mark.parametrize("what", WHATS)
 @pytest.mark.parametrize("edges", [200, 5400, 50000])
 @pytest.mark.parametrize("preset", PRESETS)
-def bench_edge_embedding(compare, preset, edges, what, who):
-    l_max = PRESETS[preset]
-    chain, vec, grads = _functions(l_max)[who], _vectors(edges), _grads(edges, l_max)
+def bench_edge_embedding(compare, device, preset, edges, what, who):
+    derivatives = _derivatives(_functions(PRESETS[preset], device)[who], edges, device)
     compare(
-        who,
-        lambda: _run(chain, vec, ORDERS[what], grads),
-        f"edge embedding {preset} {edges} {what}",
-        rounds=15,
-    )
+        who, derivatives.timed(what), case=f"NequIP {preset}", what=what, size=("edges", edges),
+        moved=derivatives.moved(what), rounds=30,
+    )  # fmt: skip

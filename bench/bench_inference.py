@@ -17,7 +17,6 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from bench_nequip import _models, _peak_memory
 from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase
 from nequip.scripts._compile_utils import ASE_TARGET, single_frame_data_settings
 from nequip.utils.aot import aot_export_model
@@ -25,7 +24,15 @@ from nequip.utils.aot import aot_export_model
 import fastmlip
 from fastmlip.testing.process import run_python
 
+from .bench_nequip import _models, _peak_memory
+
 STRUCTURES = ("108-atom alloy", "1372-atom alloy", "192-atom water")
+WHO = {
+    "NequIP": "eager",
+    "NequIP AOTInductor": "peer",
+    "fastmlip exact": "exact",
+    "fastmlip tabulated": "tabulated",
+}
 CELLS = {108: 3, 1372: 7, 10976: 14, 97556: 29}
 
 
@@ -86,23 +93,23 @@ def _run(compiled, data):
     return dict(zip(ASE_TARGET["output"], values, strict=True))
 
 
-@pytest.mark.parametrize("who", ["peer", "peer eager", "exact", "tabulated"])
+@pytest.mark.parametrize("who", list(WHO))
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("preset", ["S", "M", "L"])
 def bench_inference(compare, preset, structure, who):
     data = _frame(structure)
     want = _variants(preset)["peer"](dict(data))["forces"]
-    if who == "peer eager":
+    if WHO[who] == "eager":
         model, run = _variants(preset)["peer"], lambda m, d: m(dict(d))
     else:
-        model, run = _compiled(preset, who), _run
+        model, run = _compiled(preset, WHO[who]), _run
     error = (run(model, data)["forces"] - want).abs().max()
     assert error <= 1e-5 * max(1.0, want.abs().max())
     atoms = len(data[AtomicDataDict.ATOM_TYPE_KEY])
-    slow = "peer" in who and (preset == "L" or atoms > 1000)
     compare(
-        who, lambda: run(model, data), f"NequIP {preset} compiled, {structure}",
-        rounds=3 if slow else 9, max_force_error=float(error), note=f"{atoms} atoms",
+        who, lambda: run(model, data), f"NequIP {preset} inference, {structure}", rounds=9,
+        case=preset, what=f"energy+forces, {structure}", size=("atoms", atoms),
+        max_force_error=float(error), note=f"max |dF| {error:.1e}",
     )  # fmt: skip
 
 
@@ -121,10 +128,10 @@ def _scale(preset, who, name):
 @pytest.mark.parametrize("who", ["exact", "tabulated"])
 def bench_scaling(compare, who, atoms):
     """Time and memory for an atom: flat, where nothing is quadratic."""
-    code = f"import bench_inference as b; print(*b._scale('S', {who!r}, '{atoms}-atom alloy'))"
-    printed = run_python(code, PYTHONPATH=str(Path(__file__).parent)).split()
+    code = f"b._scale('S', {who!r}, '{atoms}-atom alloy')"
+    printed = run_python(f"from fastmlip.bench import bench_inference as b; print(*{code})").split()
     seconds, peak = float(printed[-2]), float(printed[-1])
     compare(
-        who, lambda: None, f"scaling, NequIP S, {atoms} atoms", rounds=1,
+        f"fastmlip {who}", lambda: None, f"scaling, NequIP S, {atoms} atoms", rounds=1,
         us_per_atom=seconds * 1e6 / atoms, kib_per_atom=peak * 1024 / atoms,
     )  # fmt: skip

@@ -1,8 +1,7 @@
 """Scale and shift by type against NequIP's ``PerTypeScaleShift``, 10 to 1,000,000 atoms.
 
 Energies in float32, five types, the gradients that training asks for: of the energies, and where
-scales and shifts are trained, of these too. A row runs its function many times, so that its
-milliseconds are those of the number of calls it names.
+scales and shifts are trained, of these too.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from nequip.nn import PerTypeScaleShift as Stock
 from fastmlip.nn import PerTypeScaleShift
 from fastmlip.testing import assert_close
 
+from .rows import WHATS, Derivatives
+
 TYPE_NAMES = ["H", "C", "N", "O", "S"]
 FIELD = "atomic_energy"
 SCALES = dict(zip(TYPE_NAMES, (1.5, -0.3, 2.25, 1.0, 0.7), strict=True))
@@ -27,7 +28,6 @@ SETTINGS = {
         "scales": SCALES, "shifts": SHIFTS, "scales_trainable": True, "shifts_trainable": True,
     },
 }  # fmt: skip
-ORDERS = {"forward": 0, "forward+backward": 1, "forward+backward+double backward": 2}
 SIZES = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 
 
@@ -37,58 +37,39 @@ def _operands(atoms):
     return x, torch.randint(len(TYPE_NAMES), (atoms, 1), generator=random)
 
 
-def _runner(module, atoms, order):
-    x, types = _operands(atoms)
-    leaves = [x.requires_grad_(order > 0), *(p for p in module.parameters() if p.numel())]
-    grad = torch.ones(atoms, 1, dtype=torch.float64).requires_grad_(order == 2)
-    directions = [torch.ones_like(leaf) for leaf in leaves]
-
-    def run():
-        with torch.set_grad_enabled(order > 0):
-            out = module({FIELD: x, "atom_types": types})[FIELD]
-        if order == 0:
-            return [out]
-        first = torch.autograd.grad(out, leaves, grad, create_graph=order == 2)
-        if order == 1:
-            return [out, *first]
-        pairs = zip(first, directions, strict=True)
-        reached, along = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
-        second = torch.autograd.grad(
-            reached, [grad, *leaves], along, allow_unused=True, materialize_grads=True
-        )
-        return [out, *first, *second]
-
-    return run
+def _derivatives(module, atoms, device="cpu"):
+    x, types = (t.to(device) for t in _operands(atoms))
+    parameters = [p for p in module.parameters() if p.numel()]
+    return Derivatives(
+        lambda: module({FIELD: x, "atom_types": types})[FIELD], [x, *parameters], [types]
+    )
 
 
 @cache
-def _modules(name):
+def _modules(name, device):
     """Both modules, after they agreed on every derivative of 1,000 atoms."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)  # as NequIP sets it
     modules = {
-        who: kind(TYPE_NAMES, FIELD, irreps_in={FIELD: "1x0e"}, **SETTINGS[name])
-        for who, kind in (("peer", Stock), ("fastmlip", PerTypeScaleShift))
+        who: kind(TYPE_NAMES, FIELD, irreps_in={FIELD: "1x0e"}, **SETTINGS[name]).to(device)
+        for who, kind in (("NequIP", Stock), ("fastmlip", PerTypeScaleShift))
     }
     torch.set_default_dtype(default)
-    for order in ORDERS.values():
-        results = [_runner(module, 1_000, order)() for module in modules.values()]
-        for want, got in zip(*results, strict=True):
-            assert_close(got, want, order)
+    found = [_derivatives(module, 1_000, device) for module in modules.values()]
+    for want, got, order in zip(*(f.all() for f in found), found[0].orders(), strict=True):
+        assert_close(got, want, order)
     return modules
 
 
-@pytest.mark.parametrize("who", ["peer", "fastmlip"])
-@pytest.mark.parametrize("what", ORDERS)
+@pytest.mark.parametrize("who", ["NequIP", "fastmlip"])
+@pytest.mark.parametrize("what", WHATS)
 @pytest.mark.parametrize("atoms", SIZES)
 @pytest.mark.parametrize("name", SETTINGS)
-def bench_scale_shift(compare, name, atoms, what, who):
-    run = _runner(_modules(name)[who], atoms, ORDERS[what])
-    calls = max(1, min(300, 100_000 // atoms))
-
-    def many():
-        for _ in range(calls):
-            run()
-
-    note = f"{calls} calls" if calls > 1 else "1 call"
-    compare(who, many, f"{name}, {atoms} atoms, {what}", rounds=25, note=note)
+def bench_scale_shift(compare, device, name, atoms, what, who):
+    derivatives = _derivatives(_modules(name, device)[who], atoms, device)
+    # linear in the energies: a pass after the first need not read what a general one must
+    moved = derivatives.moved(what) if what == "forward" else None
+    compare(
+        who, derivatives.timed(what), case=name, what=what, size=("atoms", atoms), moved=moved,
+        rounds=25,
+    )  # fmt: skip

@@ -14,6 +14,8 @@ import torch
 from fastmlip.nn import ZBL
 from fastmlip.testing import assert_close
 
+from .rows import WHATS, Derivatives
+
 pair_potential = pytest.importorskip("nequip.nn.pair_potential")
 
 DEGREE, R_MAX = 50, 5.0
@@ -21,7 +23,6 @@ KWARGS = {
     "type_names": ["H", "C", "O"], "chemical_species": ["H", "C", "O"], "units": "metal",
     "irreps_in": {"normed_edge_lengths": "0e"},
 }  # fmt: skip
-ORDERS = {"forward": 0, "forward+backward": 1, "forward+backward+double backward": 2}
 
 
 def _fields(edges):
@@ -41,45 +42,36 @@ def _fields(edges):
     }  # fmt: skip
 
 
-def _runner(module, edges, order):
-    fields = _fields(edges)
-    length = fields["edge_lengths"].requires_grad_(order > 0)
-    random = torch.Generator().manual_seed(1)
-    draw = {"generator": random, "dtype": torch.float64}
-    grad, direction = torch.rand(edges // DEGREE, 1, **draw), torch.rand(edges, 1, **draw)
-    normed = fields["edge_lengths"].detach() / R_MAX
+def _derivatives(module, edges, device="cpu"):
+    fields = {name: field.to(device) for name, field in _fields(edges).items()}
+    length = fields["edge_lengths"]
 
     def run():
-        data = dict(fields)
-        data["normed_edge_lengths"] = length / R_MAX if order else normed
-        energy = module(data)["atomic_energy"]
-        if order == 0:
-            return (energy,)
-        (slope,) = torch.autograd.grad(energy, length, grad, create_graph=order == 2)
-        if order == 1:
-            return energy, slope
-        return energy, slope, torch.autograd.grad(slope, length, direction)[0]
+        return module({**fields, "normed_edge_lengths": length / R_MAX})["atomic_energy"]
 
-    return run
+    return Derivatives(run, [length], [fields["edge_index"], fields["atom_types"]])
 
 
 @cache
-def _modules():
+def _modules(device):
     """Both modules, after they agreed on every derivative of a small graph."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    modules = {"peer": pair_potential.ZBL(**KWARGS), "fastmlip": ZBL(**KWARGS)}
+    modules = {"NequIP": pair_potential.ZBL(**KWARGS), "fastmlip": ZBL(**KWARGS)}
     torch.set_default_dtype(before)
-    results = [_runner(modules[who], 500, 2)() for who in ("fastmlip", "peer")]
-    for order, (got, want) in enumerate(zip(*results, strict=True)):
+    modules = {who: module.to(device) for who, module in modules.items()}
+    found = [_derivatives(module, 500, device) for module in modules.values()]
+    for want, got, order in zip(*(f.all() for f in found), found[0].orders(), strict=True):
         assert_close(got, want, order)
     return modules
 
 
-@pytest.mark.parametrize("who", ["peer", "fastmlip"])
-@pytest.mark.parametrize("what", ORDERS)
+@pytest.mark.parametrize("who", ["NequIP", "fastmlip"])
+@pytest.mark.parametrize("what", WHATS)
 @pytest.mark.parametrize("edges", [1_000, 10_000, 100_000, 1_000_000])
-def bench_zbl(compare, edges, what, who):
-    run = _runner(_modules()[who], edges, ORDERS[what])
-    rounds = {1_000: 200, 10_000: 100, 100_000: 30}.get(edges, 7)
-    compare(who, run, f"zbl {edges} edges {what}", rounds=rounds)
+def bench_zbl(compare, device, edges, what, who):
+    derivatives = _derivatives(_modules(device)[who], edges, device)
+    compare(
+        who, derivatives.timed(what), case="three types", what=what, size=("edges", edges),
+        moved=derivatives.moved(what), rounds=50,
+    )  # fmt: skip

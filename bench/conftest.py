@@ -1,4 +1,4 @@
-"""Benchmarks: each fused row runs beside its peer, in the same process, after they have agreed.
+"""Benchmarks: each row of fastmlip runs beside its peers, in one process, after they have agreed.
 
 ``pytest bench --benchmark-only`` prints pytest-benchmark's tables and then the ratios. Threads are
 pinned (``--threads``, default 2) because a benchmark must say what it ran on.
@@ -6,76 +6,140 @@ pinned (``--threads``, default 2) because a benchmark must say what it ran on.
 
 from __future__ import annotations
 
+import os
+from time import perf_counter
+
 import pytest
 import torch
 
-import fastmlip
+from .environment import environment, synchronize
+from .results import collect, ratio_lines
 
 
 def pytest_addoption(parser):
-    parser.addoption("--threads", type=int, default=2, help="threads of torch (default 2)")
+    group = parser.getgroup("fastmlip")
+    group.addoption("--threads", type=int, default=2, help="threads of torch (default 2)")
+    group.addoption("--device", default="cpu", help="cpu (default) or cuda")
+    group.addoption(
+        "--seconds", type=float, default=2.0, help="longest time of a row, three rounds at least"
+    )
+    group.addoption(
+        "--blocks", type=int, default=1,
+        help="time every row that many times, in turns with its peers, and merge the rounds",
+    )  # fmt: skip
 
 
 def pytest_configure(config):
     torch.set_num_threads(config.getoption("--threads"))
+    config._fastmlip_load = os.getloadavg()[0]
+    if config.getoption("--device") != "cpu" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch sees no GPU here")
 
 
-def measured_peak() -> str:
-    """What this machine gives torch now: a large matrix product, and a large copy."""
-    from time import perf_counter
+def pytest_generate_tests(metafunc):
+    blocks = metafunc.config.getoption("--blocks")
+    if blocks > 1 and "block" in metafunc.fixturenames:
+        metafunc.parametrize("block", range(blocks), indirect=True)
 
-    def best(function, repeats=7):
-        times = []
-        for _ in range(repeats):
-            start = perf_counter()
+
+def pytest_collection_modifyitems(items):
+    """Peers in turns: all rows of a group's first block, then all of its second, ..."""
+
+    def group(item):
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        rest = sorted((k, str(v)) for k, v in params.items() if k not in ("who", "block"))
+        return item.path, item.function.__name__, tuple(rest)
+
+    place = {key: n for n, key in enumerate(dict.fromkeys(map(group, items)))}
+    params = {item: getattr(getattr(item, "callspec", None), "params", {}) for item in items}
+    items.sort(key=lambda item: (place[group(item)], params[item].get("block", 0)))
+
+
+@pytest.fixture
+def block(request):
+    """The number of this turn, see ``--blocks``."""
+    return getattr(request, "param", 0)
+
+
+@pytest.fixture
+def device(request):
+    """Where the operands live."""
+    return request.config.getoption("--device")
+
+
+@pytest.fixture
+def compare(benchmark, request, block, device):
+    """``compare(who, function, ...)``: one row; rows of one group are compared with each other.
+
+    Args:
+        who: ``fastmlip``, or the peer that runs here.
+        function: takes no arguments; on a GPU each call is waited for.
+        group: name of the group; by default put together from what follows.
+        rounds: how many at most; as many as ``--seconds`` allow, at least three.
+        case, what: of the operator that the file is named after, a row of the table of cases, and
+            what of it is timed.
+        size: ``("edges", 5400)``: what a plot of the scaling has on its axis.
+        flops, moved: floating-point operations and bytes of one call, where they are known.
+        extra: whatever else a reader should know; ``note`` stands beside the ratio.
+    """
+
+    def run(
+        who, function, group=None, rounds=15, *, case=None, what="", size=(), flops=None,
+        moved=None, **extra,
+    ):  # fmt: skip
+        operator = request.path.stem.removeprefix("bench_")
+        if group is None:
+            group = " ".join([operator, case or "", *(str(s) for s in size[::-1]), what])
+        benchmark.group = group
+        benchmark.extra_info.update(
+            who=who, operator=operator, case=case or group, what=what, size=list(size),
+            flops=flops, moved=moved, threads=torch.get_num_threads(), device=device, **extra,
+        )  # fmt: skip
+
+        def call():
             function()
-            times.append(perf_counter() - start)
-        return min(times)
+            synchronize(device)
 
-    a = torch.randn(2048, 2048)
-    source = torch.randn(1 << 26)
-    target = torch.empty_like(source)
-    flops = 2 * 2048**3 / best(lambda: a @ a)
-    moved = 2 * source.nbytes / best(lambda: target.copy_(source))
-    return f"float32 matrix product {flops / 1e9:.0f} GFLOP/s, copy {moved / 1e9:.1f} GB/s"
+        call()
+        start = perf_counter()
+        call()
+        once = perf_counter() - start
+        blocks, seconds = (request.config.getoption(o) for o in ("--blocks", "--seconds"))
+        # a round of many calls where one is too short for a clock
+        calls = max(1, min(200, round(2e-4 / once))) if rounds > 1 else 1
+        affordable = int(seconds / blocks / (once * calls))
+        benchmark.pedantic(
+            call,
+            rounds=min(rounds, max(-(-3 // blocks), affordable)),
+            iterations=calls,
+            warmup_rounds=int(once < seconds),
+        )
+
+    return run
+
+
+def _environment(config):
+    if not hasattr(config, "_fastmlip_environment"):
+        device, load = config.getoption("--device"), config._fastmlip_load
+        config._fastmlip_environment = environment(device, load)
+    return config._fastmlip_environment
+
+
+def pytest_benchmark_update_json(config, output_json):
+    output_json["fastmlip"] = _environment(config)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     session = getattr(config, "_benchmarksession", None)
-    if session is None or not session.benchmarks:
+    benchmarks = [b.as_dict() for b in session.benchmarks if b.stats.rounds] if session else []
+    if not benchmarks:
         return
-    groups: dict[str, dict[str, object]] = {}
-    for bench in session.benchmarks:
-        if bench.stats.rounds:
-            groups.setdefault(bench.group, {})[bench.extra_info["who"]] = bench
+    there = _environment(config)
     write = terminalreporter.write_line
     write("")
-    write(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {fastmlip.info()}")
-    write(f"measured in this session: {measured_peak()}")
-    write(f"{'group':44s} {'peer':>11s} {'fastmlip':>11s} {'ratio':>7s}  (medians)")
-    for group, rows in groups.items():
-        if {"peer", "fastmlip"} > set(rows):
-            continue
-        peaks = [rows[who].extra_info.get("peak_mib") for who in ("peer", "fastmlip")]
-        if all(peaks):
-            columns = f"{peaks[0]:8.0f} MiB {peaks[1]:7.0f} MiB"
-            write(f"{group:44s} {columns} {peaks[0] / peaks[1]:5.1f}x")
-        else:
-            peer, ours = (rows[who].stats.median for who in ("peer", "fastmlip"))
-            note = rows["fastmlip"].extra_info.get("note", "")
-            write(
-                f"{group:44s} {peer * 1e3:8.2f} ms {ours * 1e3:8.2f} ms {peer / ours:6.1f}x  {note}"
-            )
-
-
-@pytest.fixture
-def compare(benchmark):
-    """``compare(who, function, rounds)``: one row of a group's table."""
-
-    def run(who, function, group, rounds=15, **extra):
-        benchmark.group = group
-        benchmark.extra_info.update(who=who, threads=torch.get_num_threads(), **extra)
-        benchmark.pedantic(function, rounds=rounds, warmup_rounds=2)
-
-    return run
+    write(f"torch {torch.__version__}, {there['threads']} threads, {there['backends']}")
+    peaks = ", ".join(f"{value:.0f} {name}" for name, value in there["peaks"].items())
+    write(f"measured in this session: {peaks}; load average before it: {there['load before']}")
+    for line in ratio_lines(collect(benchmarks)):
+        write(line)

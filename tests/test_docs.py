@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("nequip_state")
 
 DOCS = Path(__file__).parent.parent / "docs"
 GUIDE = DOCS / "guide" / "model_hyperparameters.md"
-PAGES = [*sorted(DOCS.glob("operators/*.md")), DOCS / "check.md"]
+PAGES = [*sorted(DOCS.glob("operators/*.md")), DOCS / "check.md", DOCS / "benchmarks.md"]
 NAMES = ["C", "H", "O"]
 ENERGIES = {"C": -148.3, "H": -13.6, "O": -2041.8}
 DATA = """
@@ -211,7 +211,7 @@ def test_commands_of_the_guide(file, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("snippet", [b for page in PAGES for b in blocks(page, "python")])
-def test_python_of_the_operator_pages(snippet):
+def test_python_of_the_pages(snippet):
     run_python(snippet)
 
 

@@ -15,7 +15,7 @@ from fastmlip.testing import (
 
 OP = OPERATORS["tensor_product_conv"]
 DTYPES = (torch.float32, torch.float64)
-CASES = [(name, dtype) for name in OP.cases for dtype in DTYPES]
+CASES = OP.rows(*DTYPES)
 ORDER = 3
 
 
@@ -37,7 +37,7 @@ def test_all_derivatives_up_to_third_order_match_the_reference(name, dtype):
         assert_close(got.value, want.value, got.order, f"{name}: {got.name}")
 
 
-@pytest.mark.parametrize("name", OP.cases)
+@pytest.mark.parametrize("name", OP.rows())
 def test_reference_matches_e3nn(name):
     case = OP.cases[name]
     inputs = make_inputs(case)

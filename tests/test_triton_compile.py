@@ -132,12 +132,12 @@ def test_float64_stays_float64(launched):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", [*LARGE, "nequip-M-parity", "mace"])
+@pytest.mark.parametrize("case", [*LARGE, "nequip-M-parity", "mace-medium"])
 def test_every_preset_on_every_target(launched, tmp_path, record_property, case, target):
     check(launched(case), target, tmp_path, record_property)
 
 
-@pytest.mark.parametrize("case", ["nequip-XL-hidden", "mace", "nequip-L-first"])
+@pytest.mark.parametrize("case", ["nequip-XL-hidden", "mace-medium", "nequip-L-first"])
 def test_launches_grow_with_nodes_in_x_only_and_write_every_path_once(launched, case):
     problem = CASES[case].problem
     calls = launched(case, PASSES[:2])

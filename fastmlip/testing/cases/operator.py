@@ -15,3 +15,18 @@ class Operator(NamedTuple):
     reference: Callable[..., torch.Tensor]
     make_inputs: Callable[..., Any]
     cases: dict[str, Any]
+    slow: frozenset[str] = frozenset()  # names of rows left to `make test-all`
+
+    def rows(self, *choices: Any) -> list[Any]:
+        """Names of all rows for ``pytest.mark.parametrize``, the slow ones marked so.
+
+        With ``choices`` (dtypes, ...), pairs of a name and each choice.
+        """
+        import pytest
+
+        pairs: list[tuple] = [(name, c) for name in self.cases for c in choices]
+        pairs = pairs or [(name,) for name in self.cases]
+        return [
+            pytest.param(*pair, marks=pytest.mark.slow if pair[0] in self.slow else ())
+            for pair in pairs
+        ]

@@ -17,7 +17,8 @@ from fastmlip.ops.tensor_product_conv import reference, tensor_product_conv
 from fastmlip.problem import TensorProductProblem
 from fastmlip.testing.cases.operator import Operator
 
-# num_features of nequip.model.nequip_models._NEQUIP_GNN_PRESETS (parity False, 32 type features)
+# num_features of nequip.model.nequip_models._NEQUIP_GNN_PRESETS (parity False, 32 type features),
+# nequip 0.19.1
 NEQUIP_PRESETS = {
     "S": (128, 64),
     "M": (128, 64, 32),
@@ -152,6 +153,45 @@ def _nequip_rows() -> dict[str, Case]:
     return rows
 
 
+def _sevennet_rows() -> dict[str, Case]:
+    """SevenNet-0: ``irreps_manual`` of sevenn/presets/sevennet-0.yaml in
+    github.com/MDIL-SNU/SevenNet (channel 128, lmax 2, is_parity False: every parity is e)."""
+    hidden, edges = "128x0e+64x1e+32x2e", "1x0e+1x1e+1x2e"
+    return {
+        "sevennet-0-first": nequip_case("128x0e", edges, hidden, sorted=True),
+        "sevennet-0-hidden": nequip_case(hidden, edges, hidden, sorted=True),
+        "sevennet-0-last": nequip_case(hidden, edges, "128x0e", sorted=True),
+    }
+
+
+def _mace_rows() -> dict[str, Case]:
+    """The second layer of MACE-MP-0: num_channels 128, max_ell 3 and max_L 0, 1, 2 as in the
+    scripts of mace_mp_0/ in github.com/ACEsuit/mace-mp; the paths go into 128 copies of every
+    harmonic (``interaction_irreps`` in mace/modules/models.py of github.com/ACEsuit/mace). All
+    first layers are ``mace-small``."""
+    edges = "1x0e+1x1o+1x2e+1x3o"
+    out = _features((128, 128, 128, 128))
+    sizes = {"small": (128,), "medium": (128, 128), "large": (128, 128, 128)}
+    return {
+        f"mace-{size}": nequip_case(_features(features), edges, out, sorted=True)
+        for size, features in sizes.items()
+    }
+
+
+def _allegro_rows() -> dict[str, Case]:
+    """The irreps of Allegro-OAM-L: l_max 3, 64 tensor features, parity False
+    (models/allegro/allegro-oam-l-0.1.yml in github.com/janosh/matbench-discovery).
+
+    Allegro's own contraction has channels in both operands and weights that edges share, which is
+    not this operator: these rows have its irreps and paths with one channel in the second."""
+    features = _features((64, 64, 64, 64))
+    edges = "1x0e+1x1o+1x2e+1x3o"
+    return {
+        "allegro-OAM-L-hidden": nequip_case(features, edges, features),
+        "allegro-OAM-L-last": nequip_case(features, edges, "64x0e"),
+    }
+
+
 def _paths(*rows: tuple) -> tuple[tuple, ...]:
     """``(i, j, k[, path_weight])`` as e3nn's instructions."""
     return tuple((*row[:3], "uvu", True, *row[3:]) for row in rows)
@@ -166,12 +206,9 @@ _WEIGHTED = (
 
 TENSOR_PRODUCTS: dict[str, Case] = {
     **_nequip_rows(),
-    "sevennet-0": nequip_case(
-        "128x0e+64x1e+32x2e", "1x0e+1x1e+1x2e", "128x0e+64x1e+32x2e", sorted=True
-    ),
-    "mace": nequip_case(
-        "128x0e+128x1o", "1x0e+1x1o+1x2e+1x3o", "128x0e+128x1o+128x2e+128x3o", sorted=True
-    ),
+    **_sevennet_rows(),
+    **_mace_rows(),
+    **_allegro_rows(),
     "odd-multiplicities": nequip_case("5x0e+2x1o+7x2e", "0e+1o+2e", "5x0e+2x1o+7x2e"),
     "one-channel": nequip_case("1x0e+1x1o+1x2e", "0e+1o+2e", "1x0e+1x1o+1x2e"),
     "wide": nequip_case("320x0e+320x1o", "0e+1o", "320x0e+320x1o"),
@@ -194,4 +231,12 @@ TENSOR_PRODUCTS: dict[str, Case] = {
     "none-path": Case(*_WEIGHTED, irrep_normalization="none", path_normalization="path"),
 }  # fmt: skip
 
-OPERATOR = Operator(tensor_product_conv, reference, make_inputs, TENSOR_PRODUCTS)
+# CI runs a row of each model; these run with `make test-all` and in the benchmarks
+SLOW = frozenset(
+    (
+        "nequip-L-first", "nequip-L-last", "nequip-XL-first", "nequip-XL-hidden", "nequip-XL-last",
+        "sevennet-0-first", "sevennet-0-last", "mace-small", "mace-large", "allegro-OAM-L-hidden",
+    )
+)  # fmt: skip
+
+OPERATOR = Operator(tensor_product_conv, reference, make_inputs, TENSOR_PRODUCTS, SLOW)
