@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-
 WARP = 64 if torch.version.hip else 32  # lanes of a warp
 
 

@@ -66,7 +66,10 @@ def _derivative(
     r, a, charges, cutoff, P: tl.constexpr, ORDER: tl.constexpr, NORMED: tl.constexpr,
     SCREENING: tl.constexpr, R_MIN: tl.constexpr,
 ):  # fmt: skip
-    """phi^(ORDER) of a block of edges; v, u, s, t as in ``_derivative`` of the operator's page."""
+    """phi^(ORDER) of a block of edges, the product v u by Leibniz' rule, with t = r s = r / cutoff.
+
+    v = psi(a r) / r has r v = psi, so r v^(n) + n v^(n-1) = psi^(n).
+    """
     close = r < R_MIN
     r = tl.where(close, tl.full(r.shape, R_MIN, tl.float64), r)
     inverse = 1.0 / r
