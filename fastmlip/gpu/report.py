@@ -81,8 +81,8 @@ def row(done: Pass, target: Target, codes: Iterable[Code]) -> Row:
         max(c.registers for c in codes), sum(c.spilled for c in codes),
         max(c.shared for c in codes), min(c.occupancy for c in codes),
         {kind: instructions[kind] for kind in KIND_NAMES}, sum(c.atomics for c in codes),
-        done.nbytes, done.flops, peak and peak.gpu,
-        peak and peak.seconds(done.nbytes, done.flops, done.double),
+        done.nbytes, done.flops, peak.gpu if peak else None,
+        peak.seconds(done.nbytes, done.flops, done.double) if peak else None,
     )  # fmt: skip
 
 
