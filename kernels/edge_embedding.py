@@ -21,7 +21,7 @@ from fastmlip.spherical_harmonics import gradient_terms
 from ._run import run
 
 Tensor = torch.Tensor
-BLOCK = 64  # edges of a program; with 128 the compiler for sm_90 spills a few bytes
+BLOCK = 32  # edges of a program: sums of a warp need shuffles only, and nothing spills
 
 # ---------------------------------------------------------------- reading the table
 

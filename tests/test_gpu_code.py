@@ -31,7 +31,6 @@ SLICE = [
     ("edge_embedding", "nequip-M", "sm_90"),
     ("edge_embedding", "nequip-S", "gfx90a"),
     ("zbl", "per-type cutoffs", "sm_80"),
-    ("zbl", "normed lengths", "sm_90"),
     ("scale_shift", "per type", "sm_120"),
     ("scale_shift", "scales of types, one shift", "gfx942"),
 ]
@@ -74,8 +73,9 @@ def test_kernels_compile_without_spills_or_atomics(operator, case, target):
 
 @pytest.mark.parametrize(
     ("operator", "case"),
-    [("tensor_product_conv", "nequip-S-hidden"), ("zbl", "normed lengths"),
-     ("edge_embedding", "pairs-of-types"), ("scale_shift", "per type")],
+    [("tensor_product_conv", "nequip-S-last"), ("edge_embedding", "pairs-of-types"),
+     ("scale_shift", "per type"),
+     pytest.param("zbl", "normed lengths", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_float64_models(operator, case):
     check(operator, case, "sm_90", F64)
@@ -96,7 +96,7 @@ def test_only_the_first_axis_of_a_grid_grows_with_nodes_and_edges(operator):
         for call in (call for one in passes(operator, case) for call in one.calls):
             constants = call.constants
             assert len(call.grid) <= 2
-            assert call.grid[0] in {NODES, *(-(-EDGES // b) for b in (64, 128)), 1}
+            assert call.grid[0] in {NODES, *(-(-EDGES // b) for b in (32, 64)), 1}
             if len(call.grid) == 2:
                 assert call.grid[1] == -(-constants["MUL"] // constants["BLOCK_U"]) < 65536
 
