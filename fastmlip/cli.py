@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 import fastmlip
@@ -287,6 +288,69 @@ def _compare(before: Any, after: Any, tolerance: float, screen: Console) -> int:
         _say(screen, f"peers, which did not change: {ratio:.2f} times as long (geometric mean)")
     _say(screen, f"{len(slower)} rows slower by more than {tolerance:.0%}")
     return 1 if slower else 0
+
+
+@app.command()
+def gpu_report(
+    out: Annotated[
+        Path | None, typer.Option(help="Write the rows to FILE.json or FILE.csv.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="sm_90, gfx942, ...; repeat for more. Default: all.")
+    ] = None,
+    operator: Annotated[
+        list[str] | None, typer.Option(help="tensor_product_conv, ...; repeat. Default: all.")
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="All presets and code paths, not only NequIP M (slow).")
+    ] = False,
+) -> None:
+    """Compile every GPU kernel and show registers, spills, instructions and a modelled time.
+
+    Needs Triton and no GPU. Nothing is measured. Exit status 1 where a kernel spills registers or
+    has atomics.
+    """
+    from fastmlip.gpu import passes, report
+    from fastmlip.gpu.targets import TARGETS
+
+    screen = Console(stderr=True)
+    chosen = _known(target, list(TARGETS), "--target")
+    cases = passes.SWEEP if sweep else passes.SHOWN
+    names = _known(operator, list(cases), "--operator")
+    try:
+        if out is not None:
+            report.check_out(out)
+        report.check_compiler()
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--out") from None
+    except report.CannotCompile as error:
+        raise _failed(screen, str(error)) from None
+    todo = [p for name in names for case in cases[name] for p in passes.passes(name, case)]
+    compiling = report.rows(todo, [TARGETS[name] for name in chosen])
+    total = len(todo) * len(chosen)
+    found = list(track(compiling, "compiling", total, console=screen, transient=True))
+    for table in report.tables(found):
+        Console().print(table)
+    Console().print(report.NOTE)
+    if out is not None:
+        report.write(found, out)
+    for row in found:
+        if row.fails:
+            _say(
+                screen,
+                f"{row.operator} {row.case} {row.order} on {row.target}: {row.spilled} bytes "
+                f"spilled, {row.atomics} atomics",
+            )
+    raise typer.Exit(any(row.fails for row in found))
+
+
+def _known(given: list[str] | None, known: list[str], option: str) -> list[str]:
+    for name in given or ():
+        if name not in known:
+            raise typer.BadParameter(
+                f"expected one of {', '.join(known)}, got {name!r}", param_hint=option
+            )
+    return given or known
 
 
 def _say(screen: Console, text: str) -> None:

@@ -28,6 +28,7 @@ from fastmlip.problem import Path, TensorProductProblem
 
 LANES = 32  # channels of a warp: the smallest block
 MAX_WORDS = 96  # 32-bit registers of a lane for the sums and operands that live through an edge
+MAX_SUMS = 32  # sums of a lane in second order: with 38 the compiler for sm_100 spills some
 MAX_TERMS = 256  # coefficients unrolled into one kernel
 
 
@@ -81,13 +82,16 @@ def launches(
 
 
 def _words(chunk: list[Path], sends: bool, second: bool, itemsize: int) -> int:
-    """Estimated registers of a lane that holds one channel."""
+    """Estimated registers of a lane that holds one channel; more than MAX_WORDS is too many."""
     d1 = chunk[0].d1
     if sends:  # x, dx and their like; g, da and y of one path
         values = (3 if second else 2) * d1 + max(p.d3 + 2 * p.d2 for p in chunk)
-    else:  # running sums, x and w x
-        values = sum(p.d3 for p in chunk) + (4 if second else 2) * d1
-    return values * itemsize // 4
+        return values * itemsize // 4
+    sums = sum(p.d3 for p in chunk)
+    words = (sums + (4 if second else 2) * d1) * itemsize // 4  # and x, w x
+    if second:
+        words = max(words, -(-sums * itemsize // 4 * MAX_WORDS // MAX_SUMS))
+    return words
 
 
 def _chunks(paths: list[Path], sends: bool, second: bool, itemsize: int) -> list[list[Path]]:

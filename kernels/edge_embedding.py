@@ -18,8 +18,10 @@ import triton.language as tl
 
 from fastmlip.spherical_harmonics import gradient_terms
 
+from ._run import run
+
 Tensor = torch.Tensor
-BLOCK = 128
+BLOCK = 32  # edges of a program: sums of a warp need shuffles only, and nothing spills
 
 # ---------------------------------------------------------------- reading the table
 
@@ -279,13 +281,6 @@ def _edge_embedding_kernel(
 # ---------------------------------------------------------------- launchers
 
 
-def _run(kernel, grid: tuple, *operands, **constants) -> None:
-    """Launch on a GPU (traceable: export and compile see the kernel), or under the interpreter."""
-    if isinstance(kernel, triton.runtime.JITFunction):
-        kernel = torch.library.wrap_triton(kernel)
-    kernel[grid](*operands, **constants, num_warps=4, num_stages=1)
-
-
 @cache
 def _table(l_max: int) -> tuple:
     """Per harmonic its terms ``(j, k, value)``."""
@@ -304,11 +299,12 @@ def _launch(values, d_vec, d_roots, directions, gradients, operands) -> None:
             tables.view(torch.float64), *gradients,
         )
     ]  # fmt: skip
-    _run(
+    run(
         _edge_embedding_kernel, (triton.cdiv(vec.shape[0], BLOCK),),
         *values, d_vec, d_roots, *inputs, vec.shape[0],
         TABLE=_table(l_max), DIM=(l_max + 1) ** 2, ROOTS=roots.numel(),
         TYPES=math.isqrt(rmax_recip.numel()), P=p, FACTOR=factor, BLOCK=BLOCK,
+        lanes=BLOCK,
     )  # fmt: skip
 
 

@@ -10,8 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
+from ._run import run
+
 Tensor = torch.Tensor
-BLOCK = 1024  # atoms of a program
+BLOCK, LANES = 1024, 128  # atoms and threads of a program
 
 
 @triton.jit
@@ -75,13 +77,6 @@ def _scale_shift_sums_kernel(
         tl.store(dshifts + at + k, tl.sum(tl.where(mine, g, 0.0)))
 
 
-def _run(kernel, grid: tuple, *operands, **constants) -> None:
-    """Launch on a GPU (traceable: export and compile see the kernel), or under the interpreter."""
-    if isinstance(kernel, triton.runtime.JITFunction):
-        kernel = torch.library.wrap_triton(kernel)
-    kernel[grid](*operands, **constants)
-
-
 def _types(types: Tensor, num_atoms: int) -> Tensor:
     numel = types.numel()
     if isinstance(numel, int) and isinstance(num_atoms, int) and numel < num_atoms:
@@ -101,10 +96,10 @@ def apply(
     if per_scale or per_shift:
         types = _types(types, num_atoms)
     out = x.new_empty(x.shape, dtype=torch.float32 if single else torch.float64)
-    _run(
+    run(
         _scale_shift_fwd_kernel, (triton.cdiv(num_atoms, BLOCK),),
         out, x, types, *values, num_atoms, num_types,
-        PER_SCALE=per_scale, PER_SHIFT=per_shift, BLOCK=BLOCK,
+        PER_SCALE=per_scale, PER_SHIFT=per_shift, BLOCK=BLOCK, lanes=LANES,
     )  # fmt: skip
     return out
 
@@ -120,8 +115,9 @@ def sums(grad: Tensor, x: Tensor, types: Tensor, num_types: int) -> tuple[Tensor
     programs = triton.cdiv(num_atoms, BLOCK)
     dscales = x.new_empty((programs, num_types), dtype=torch.float64)
     dshifts = torch.empty_like(dscales)
-    _run(
+    run(
         _scale_shift_sums_kernel, (programs,),
         dscales, dshifts, grad, x, _types(types, num_atoms), num_atoms, num_types, BLOCK=BLOCK,
+        lanes=LANES,
     )  # fmt: skip
     return dscales.sum(0).view(num_types, 1), dshifts.sum(0).view(num_types, 1)

@@ -30,7 +30,8 @@ from e3nn.o3 import Irreps
 from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import TensorProductProblem
 
-from ._launches import launches
+from ._launches import LANES, launches
+from ._run import run
 
 Tensor = torch.Tensor
 
@@ -305,13 +306,6 @@ def _tensor_product_conv_bwd_kernel(
 # ---------------------------------------------------------------- launchers
 
 
-def _run(kernel, grid: tuple, *operands, **constants) -> None:
-    """Launch on a GPU (traceable: export and compile see the kernel), or under the interpreter."""
-    if isinstance(kernel, triton.runtime.JITFunction):
-        kernel = torch.library.wrap_triton(kernel)
-    kernel[grid](*operands, **constants, num_warps=1, num_stages=1)
-
-
 def _packed(x: Tensor, irreps: str) -> Tensor:
     """``x`` with every block's ``[mul, 2l + 1]`` transposed, so that channels lie together."""
     blocks = Irreps(irreps)
@@ -338,10 +332,10 @@ def _receive_all(x, hx, a, ha, w, hw, order, problem) -> Tensor:
     packed = _packed(x, problem.irreps_in1)
     packed_h = None if hx is None else _packed(hx, problem.irreps_in1)
     for launch in launches(problem, False, hx is not None, x.itemsize):
-        _run(
+        run(
             _tensor_product_conv_fwd_kernel, (x.shape[0], launch.blocks),
             out, packed, packed_h, a, ha, w, hw, ends.dst_ptr, ends.dst_edge, ends.dst_src,
-            **_constants(launch, problem),
+            lanes=LANES, **_constants(launch, problem),
         )  # fmt: skip
     return out
 
@@ -357,11 +351,11 @@ def _send_all(grad, x, hx, a, ha, w, hw, order, problem) -> tuple[Tensor, Tensor
     dw = torch.empty_like(w)
     packed = _packed(grad, problem.irreps_out)
     for launch in todo:
-        _run(
+        run(
             _tensor_product_conv_bwd_kernel, (x.shape[0], launch.blocks),
             dx, da, dw, packed, x, hx, a, ha, w, hw, ends.src_ptr, ends.src_edge, ends.src_dst,
             PARTS=parts, FIRST_PART=launch.first_part, ADDS=launch.adds,
-            **_constants(launch, problem),
+            lanes=LANES, **_constants(launch, problem),
         )  # fmt: skip
     return dx, da.sum(1), dw
 

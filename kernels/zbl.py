@@ -15,7 +15,7 @@ import triton.language as tl
 from fastmlip.ops.edge_order import EdgeOrder, edge_order
 from fastmlip.ops.zbl import R_MIN, SCREENING, SCREENING_LENGTH, SCREENING_POWER
 
-from .tensor_product_conv import _run
+from ._run import run
 
 Tensor = torch.Tensor
 BLOCK_NODE = 32  # edges of a node at a time: one warp
@@ -66,7 +66,10 @@ def _derivative(
     r, a, charges, cutoff, P: tl.constexpr, ORDER: tl.constexpr, NORMED: tl.constexpr,
     SCREENING: tl.constexpr, R_MIN: tl.constexpr,
 ):  # fmt: skip
-    """phi^(ORDER) of a block of edges; v, u, s, t as in ``_derivative`` of the operator's page."""
+    """phi^(ORDER) of a block of edges, the product v u by Leibniz' rule, with t = r s = r / cutoff.
+
+    v = psi(a r) / r has r v = psi, so r v^(n) + n v^(n-1) = psi^(n).
+    """
     close = r < R_MIN
     r = tl.where(close, tl.full(r.shape, R_MIN, tl.float64), r)
     inverse = 1.0 / r
@@ -228,15 +231,15 @@ def nodes(
 ) -> Tensor:  # fmt: skip
     """``[num_nodes]`` float64"""
     charges = atomic_numbers.double().contiguous()
-    table = edge_order(edge_index[0], edge_index[1], atom_types.shape[0])
+    table = edge_order(*edge_index.unbind(), atom_types.shape[0])
     ends = EdgeOrder(table, atom_types.shape[0], edge_length.shape[0])
     out = edge_length.new_empty((num_nodes,), dtype=torch.float64)
-    _run(
+    run(
         _zbl_fwd_kernel, (num_nodes,),
         out, edge_length.contiguous(), None if weight is None else weight.contiguous(),
         cutoff.contiguous(), atom_types.contiguous(), charges, charges**SCREENING_POWER,
         prefactor.double(), ends.dst_ptr, ends.dst_edge, ends.dst_src, charges.shape[0],
-        **_constants(cutoff, p, order, BLOCK_NODE),
+        lanes=32, **_constants(cutoff, p, order, BLOCK_NODE),
     )  # fmt: skip
     return out
 
@@ -248,12 +251,12 @@ def edges(
     charges = atomic_numbers.double().contiguous()
     out = torch.empty_like(edge_length, memory_format=torch.contiguous_format)
     num_edges = edge_length.shape[0]
-    _run(
+    run(
         _zbl_bwd_kernel, (-(-num_edges // BLOCK_EDGE),),
         out, grad.contiguous(), edge_length.contiguous(),
         None if weight is None else weight.contiguous(), cutoff.contiguous(),
-        edge_index[0].contiguous(), edge_index[1].contiguous(), atom_types.contiguous(), charges,
+        *(end.contiguous() for end in edge_index.unbind()), atom_types.contiguous(), charges,
         charges**SCREENING_POWER, prefactor.double(), charges.shape[0], num_edges,
-        **_constants(cutoff, p, order, BLOCK_EDGE),
+        lanes=32, **_constants(cutoff, p, order, BLOCK_EDGE),
     )  # fmt: skip
     return out

@@ -1,6 +1,46 @@
-"""Fixtures of the NequIP tests; the others do not pay for importing NequIP."""
+"""The device that operator tests run on, and fixtures of the NequIP tests; the others do not pay
+for importing NequIP."""
+
+import os
 
 import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="where tests/test_operators.py runs: cpu, or cuda (NVIDIA or ROCm), cuda:1, ...",
+    )
+
+
+def pytest_configure(config):
+    name = config.getoption("--device")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise pytest.UsageError(f"--device {name}: {error}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"--device {name}: expected cpu or cuda (also for ROCm)")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            built = torch.version.cuda or torch.version.hip or "no GPU"
+            raise pytest.UsageError(
+                f"--device {name}: torch {torch.__version__} (built for {built}) sees no GPU"
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise pytest.UsageError(
+                f"--device {name}: torch sees {torch.cuda.device_count()} GPU(s)"
+            )
+        # deterministic matrix products in the references, read when cuBLAS starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """The device of ``--device``."""
+    return torch.device(request.config.getoption("--device"))
 
 
 @pytest.fixture(scope="module")

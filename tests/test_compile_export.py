@@ -1,11 +1,10 @@
 """torch.compile, NequIP's way of compiling a force loss, and AOTInductor packages."""
 
-import contextlib
 from functools import partial
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
+from tracing import traced
 
 from fastmlip import nn
 from fastmlip.testing import OPERATORS, Inputs, assert_close, make_inputs
@@ -75,15 +74,7 @@ def test_compiled_forward_and_backward_match(dtype):
 
 
 def trace(inputs):
-    """As nequip.utils.fx traces a model: symbolic, forces included, no duck shapes."""
-    config = torch.fx.experimental._config
-    with contextlib.ExitStack() as undo:
-        undo.callback(setattr, config, "use_duck_shape", config.use_duck_shape)
-        config.use_duck_shape = False
-        return make_fx(
-            Layer(), tracing_mode="symbolic", _allow_non_fake_inputs=True,
-            _error_on_data_dependent_ops=True,
-        )(*leaves(inputs))  # fmt: skip
+    return traced(Layer(), leaves(inputs))
 
 
 def test_a_traced_graph_does_not_depend_on_the_sizes_it_was_traced_with():

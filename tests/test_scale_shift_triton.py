@@ -1,23 +1,21 @@
-"""GPU kernels of scale_shift, without a GPU: numbers under the interpreter, code, traces.
+"""GPU kernels of scale_shift, without a GPU: numbers under the interpreter, traces.
 
 ``TRITON_INTERPRET`` is read when kernels are defined, so the numbers are checked in a process of
 their own: without the variable this file starts itself again with it.
 """
 
-import os
-import re
-import subprocess
-import sys
 from functools import partial
 
 import pytest
 import torch
+from torch.export import Dim
+from tracing import exported_on_gpu, values
 
 from fastmlip import backend, use_backend
 from fastmlip.testing import OPERATORS, assert_same_derivatives, poison_empty
+from fastmlip.testing.process import run_interpreted
 
-triton = pytest.importorskip("triton")
-kernels = pytest.importorskip("fastmlip.kernels.scale_shift")
+pytest.importorskip("triton")
 OP = OPERATORS["scale_shift"]
 DTYPES = (torch.float32, torch.float64)
 
@@ -64,76 +62,14 @@ if backend.interpreting():
             OP.op(*short, case.problem)
 
 else:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    TYPES = {torch.float32: "*fp32", torch.float64: "*fp64"}
-    TYPES |= {torch.int64: "*i64", torch.int32: "*i32"}
 
     def test_kernels_match_the_reference_under_the_interpreter():
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", __file__],
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def launched(case, dtype, monkeypatch):
-        """The launches of the forward pass, its gradient and the sums, on meta tensors."""
-        calls = []
-        monkeypatch.setattr(
-            kernels, "_run", lambda kernel, grid, *a, **c: calls.append((kernel, a, c))
-        )
-        inputs = OP.make_inputs(case, dtype)
-        x, types, *values = (t.to("meta") for t in inputs)
-        values = [v if there else None for v, there in zip(values, case.problem, strict=True)]
-        grad = x.double()
-        kernels.apply(x, types, *values, False)
-        kernels.apply(grad, types, values[0], None, dtype is torch.float32)
-        kernels.sums(grad, x, types, case.num_types)
-        return calls
-
-    def compiled(kernel, operands, constants, target):
-        constexprs = dict(constants)
-        names = kernel.arg_names
-        signature, attributes = dict.fromkeys(names, "constexpr"), {}
-        for position, (name, value) in enumerate(zip(names, operands, strict=False)):
-            if value is None:
-                constexprs[name] = None
-            elif isinstance(value, torch.Tensor):
-                signature[name] = TYPES[value.dtype]
-                attributes[(position,)] = [["tt.divisibility", 16]]
-            else:
-                signature[name] = "i32"
-        at = {(names.index(name),): value for name, value in constexprs.items()}
-        source = ASTSource(kernel, signature, constexprs=at, attrs=attributes)
-        return triton.compile(source, target=target)
-
-    @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("name", ["per type", "one value", "shifts only"])
-    @pytest.mark.parametrize(
-        ("assembly", "target"),
-        [("ptx", GPUTarget("cuda", 90, 32)), ("amdgcn", GPUTarget("hip", "gfx942", 64))],
-    )
-    def test_kernels_compile_without_atomics_or_32_bit_offsets(
-        name, dtype, assembly, target, monkeypatch
-    ):
-        for kernel, operands, constants in launched(OP.cases[name], dtype, monkeypatch):
-            code = compiled(kernel, operands, constants, target)
-            assert not re.search(r"\b(atom|red)\.|_atomic_", code.asm[assembly])
-            assert not re.findall(r"arith\.muli .*: i32", code.asm["ttir"])
-            wide = r"(fma|add|mul|cvt).*\.f64" if assembly == "ptx" else r"v_.*_f64"
-            if None not in operands:  # a cast alone has no arithmetic
-                assert re.search(wide, code.asm[assembly]), "the arithmetic is not float64"
+        run_interpreted(__file__)
 
     @pytest.mark.parametrize("name", ["per type", "one value"])
-    def test_the_cuda_branch_is_traced_with_free_sizes(name, monkeypatch):
+    def test_the_cuda_branch_is_traced_with_free_sizes(name):
         """Each rung by itself: autograd needs a device to run on."""
-        from torch._subclasses import FakeTensorMode
-        from torch.export import Dim, export
-
-        monkeypatch.setattr(backend, "triton_missing", lambda: None)
+        number = OP.cases[name].num_scales
 
         class Ladder(torch.nn.Module):
             def forward(self, x, grad, types, scales, shifts):
@@ -145,18 +81,15 @@ else:
                     *sums,
                 )
 
-        with FakeTensorMode():
+        def inputs():
             x = torch.empty(7, 1, device="cuda")
             types = torch.empty(9, device="cuda", dtype=torch.int64)
-            number = OP.cases[name].num_scales
             values = [torch.empty(number, 1, device="cuda", dtype=torch.float64) for _ in "ab"]
-            free = {0: Dim.DYNAMIC}
-            exported = export(
-                Ladder(),
-                (x, x.double(), types, *values),
-                dynamic_shapes=(free, free, free, None, None),
-            )
-        out, dx, *sums = [n.meta["val"] for n in exported.graph_module.graph.output_node().args[0]]
+            return x, x.double(), types, *values
+
+        free = {0: Dim.DYNAMIC}
+        exported = exported_on_gpu(Ladder(), inputs, (free, free, free, None, None))
+        out, dx, *sums = values(exported.graph_module.graph.output_node().args[0])
         assert isinstance(out.shape[0], torch.SymInt) and out.device.type == "cuda"
         assert (out.dtype, dx.dtype) == (torch.float64, torch.float32)
         assert [tuple(t.shape) for t in sums] == [(number, 1)] * 2

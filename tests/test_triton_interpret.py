@@ -5,9 +5,6 @@ without the variable this file starts itself again with it. ``TRITON_INTERPRET=1
 file shows each check by name.
 """
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -22,6 +19,7 @@ from fastmlip.testing import (
     make_inputs,
     poison_empty,
 )
+from fastmlip.testing.process import run_interpreted
 
 pytest.importorskip("triton")
 OP = OPERATORS["tensor_product_conv"]
@@ -39,22 +37,12 @@ def check(name, dtype=torch.float64, order=2, nodes=3, edges=4, **more):
 
 if not backend.interpreting():
 
-    def run_here(marker):
-        """This file under the interpreter."""
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "--durations=5", __file__, "-m", marker],
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
     def test_kernels_match_the_reference_under_the_interpreter():
-        run_here("not slow")
+        run_interpreted(__file__)
 
     @pytest.mark.slow
     def test_more_kernels_match_the_reference_under_the_interpreter():
-        run_here("slow")
+        run_interpreted(__file__, "slow")
 
 else:
 

@@ -4,13 +4,12 @@ Autograd needs a device to run on, so each rung of the ladder is traced by itsel
 are each other's derivatives does not depend on the device and is tested under the interpreter.
 """
 
-import warnings
-
 import pytest
 import torch
 from torch._functorch.aot_autograd import aot_export_module
-from torch._subclasses import FakeTensorMode
-from torch.export import Dim, export
+from torch.export import Dim
+from tracing import exported_on_gpu
+from tracing import values as _values
 
 from fastmlip import backend
 from fastmlip.problem import clebsch_gordan
@@ -50,21 +49,17 @@ def exported():
     """The ladder exported on fake cuda tensors, in float32, N, E and the length of order free."""
     clebsch_gordan.cache_clear()  # as in a fresh process, where tracing comes first
     nodes, edges, free = 7, 20, {0: Dim.DYNAMIC}
-    with FakeTensorMode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shapes = (
-            (nodes, PROBLEM.dim_in1), (edges, PROBLEM.dim_in2), (edges, PROBLEM.weight_numel),
-            (nodes, PROBLEM.dim_out),
-        )  # fmt: skip
+    shapes = (
+        (nodes, PROBLEM.dim_in1), (edges, PROBLEM.dim_in2), (edges, PROBLEM.weight_numel),
+        (nodes, PROBLEM.dim_out),
+    )  # fmt: skip
+
+    def inputs():
         x, a, w, grad = (torch.empty(shape, device="cuda") for shape in shapes)
         order = torch.empty(2 * (nodes + 1) + 4 * edges, device="cuda", dtype=torch.int64)
-        tables = torch.empty(9, device="cuda", dtype=torch.int64)
-        sizes = (free, free, free, free, free, None)
-        return export(Ladder(), (x, a, w, order, grad, tables), dynamic_shapes=sizes)
+        return x, a, w, order, grad, torch.empty(9, device="cuda", dtype=torch.int64)
 
-
-def _values(nodes):
-    return [node.meta["val"] for node in nodes]
+    return exported_on_gpu(Ladder(), inputs, (free, free, free, free, free, None))
 
 
 def test_the_cuda_branch_has_the_shapes_and_dtypes_of_the_operands(exported):

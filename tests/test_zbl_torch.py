@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
+from tracing import traced
 
 from fastmlip import nn, ops, use_backend
 from fastmlip.ops.zbl import COULOMB
@@ -50,8 +50,7 @@ def test_gradients_are_those_of_finite_differences(name, backend):
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("sizes", [(5, 7), (1, 1), (4, 0)], ids=str)
-@pytest.mark.parametrize("suffix", ["", "_cpu", "reference"])
-def test_opcheck(suffix, sizes, weighted):
+def test_opcheck(sizes, weighted):
     """Schema, fake, autograd registration and the strides that the fake gives."""
     nodes, edges = sizes
     inputs = OP.make_inputs(CASE, nodes=nodes, edges=edges)
@@ -60,15 +59,9 @@ def test_opcheck(suffix, sizes, weighted):
     weight = torch.randn(edges, dtype=torch.float64, requires_grad=True) if weighted else None
     grad = torch.randn(nodes, dtype=torch.float64, requires_grad=True)
     rest = (cutoff.contiguous(), *inputs[1:], numbers, prefactor, p, 1)
-    backend, suffix = ("reference", "") if suffix == "reference" else ("cpp", suffix)
     operators = torch.ops.fastmlip
-    with use_backend(backend):
-        torch.library.opcheck(
-            getattr(operators, f"zbl{suffix}").default, (length, weight, *rest, nodes)
-        )
-        torch.library.opcheck(
-            getattr(operators, f"zbl_backward{suffix}").default, (grad, length, weight, *rest)
-        )
+    torch.library.opcheck(operators.zbl_cpu.default, (length, weight, *rest, nodes))
+    torch.library.opcheck(operators.zbl_backward_cpu.default, (grad, length, weight, *rest))
 
 
 # ---------------------------------------------------------------- graphs
@@ -106,12 +99,7 @@ def trains(function, inputs):
 
 
 def trace(inputs):
-    """As nequip.utils.fx traces a model: symbolic, forces included, no duck shapes."""
-    with torch.fx.experimental._config.patch(use_duck_shape=False):
-        return make_fx(
-            Layer(), tracing_mode="symbolic", _allow_non_fake_inputs=True,
-            _error_on_data_dependent_ops=True,
-        )(*inputs)  # fmt: skip
+    return traced(Layer(), inputs)
 
 
 def test_compiled_forward_and_backward_match():

@@ -1,8 +1,8 @@
 """Plain-PyTorch form of :mod:`fastmlip.ops.edge_embedding`, which states the formulas.
 
-``values`` is the forward pass in torch's own functions. ``_Ladder`` is the forward and the backward
-written out, for numbers that are tensors or dual numbers of tensors, because an operator's body has
-no autograd of its own; kernels follow it line by line. Columns are ``[E]`` tensors.
+``values`` is the forward pass in torch's own functions. ``_ladder`` is the forward and the backward
+written out, for dual numbers of tensors; kernels follow it line by line, and torch differentiates
+it for what lies beyond their double backward. Columns are ``[E]`` tensors.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ def read_tables(tables: Tensor, l_max: int) -> tuple[Tensor, list[tuple[int, int
 
 def values(edge_vec, roots, rmax_recip, tables, l_max: int, p: int, factor: float):
     """Forward pass on float64 tensors: length, norm, attrs, embedding, cutoff."""
-    length = edge_vec.square().sum(1, keepdim=True).sqrt()
+    square = edge_vec.square().sum(1, keepdim=True)
+    zero = square == 0  # such an edge has no direction, and no gradient
+    length = torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
     norm = length * rmax_recip.reshape(-1, 1)
-    u = (edge_vec / length.clamp(min=torch.finfo(torch.float64).tiny)).unbind(1)
+    u = torch.where(zero, 0.0, edge_vec / torch.where(zero, 1.0, length)).unbind(1)
     scales, terms = read_tables(tables, l_max)
     harmonics = [torch.ones_like(u[0]) for _ in range(min(l_max + 1, 1))]
     for degree in range(1, l_max + 1):
@@ -63,7 +65,9 @@ def radial(norm: Tensor, roots: Tensor, p: int, factor: float) -> tuple[Tensor, 
         + p * (p + 2) * norm ** (p + 1)
         - p * (p + 1) / 2 * norm ** (p + 2)
     ) * (norm < 1)
-    return factor * roots * torch.sinc(norm * roots) * cutoff, cutoff
+    zero = norm == 0
+    sinc = torch.where(zero, 1.0, torch.sinc(torch.where(zero, 1.0, norm) * roots))
+    return factor * roots * sinc * cutoff, cutoff
 
 
 # ---------------------------------------------------------------- the ladder
@@ -215,20 +219,6 @@ def _stack(columns, like: Tensor) -> Tensor:
 def _rounded(outputs, single: bool) -> tuple[Tensor, ...]:
     dtype = torch.float32 if single else torch.float64
     return *outputs[:2], *(value.to(dtype) for value in outputs[2:])
-
-
-def forward(vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single):
-    recip = rmax_recip_of(rmax_recip, edge_type)
-    flat = roots.reshape(-1)
-    return _rounded(values(vec, flat, recip, tables, l_max, p, factor), single)
-
-
-def backward(gradients, vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single):
-    _, d_vec, d_roots = _ladder(
-        vec.unbind(1), roots.reshape(-1).unbind(), rmax_recip_of(rmax_recip, edge_type),
-        _columns(vec, roots, gradients, l_max), tables, l_max, p, factor,
-    )  # fmt: skip
-    return _stack(d_vec, vec), _stack(d_roots, vec).sum(0).reshape(roots.shape)
 
 
 def double_backward(

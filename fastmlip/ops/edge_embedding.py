@@ -89,7 +89,13 @@ def edge_embedding(
         tables = make_tables(l_max).to(edge_vec.device)
     if edge_vec.dtype != torch.float64:
         edge_vec = edge_vec.double()
-    calls = _CPP if backend.choose(edge_vec) == "cpp" else _PYTHON
+    which = backend.choose(edge_vec)
+    if which == "reference":
+        return reference(
+            edge_vec, roots, rmax_recip, edge_type,
+            l_max=l_max, p=p, factor=factor, dtype=dtype, tables=tables,
+        )  # fmt: skip
+    calls = _CPP if which == "cpp" else _TRITON
     single = dtype == torch.float32
     return EdgeEmbedding(
         *calls["forward"](edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single)
@@ -156,7 +162,7 @@ def reference(
     return EdgeEmbedding(length, norm, attrs.to(dtype), embedding.to(dtype), cutoff.to(dtype))
 
 
-# ---------------------------------------------------------------- the operators
+# ---------------------------------------------------------------- the Triton operators
 
 
 @torch.library.triton_op("fastmlip::edge_embedding", mutates_args=())
@@ -164,15 +170,9 @@ def _forward(
     edge_vec: Tensor, roots: Tensor, rmax_recip: Tensor, edge_type: Tensor | None,
     tables: Tensor, l_max: int, p: int, factor: float, single: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    operands = (edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single)
-    which = backend.choose(edge_vec)
-    if which == "cpp":
-        return torch.ops.fastmlip.edge_embedding_cpu(*operands)
-    if which == "triton":
-        from fastmlip.kernels import edge_embedding as kernels
+    from fastmlip.kernels import edge_embedding as kernels
 
-        return kernels.forward(*operands)
-    return plain.forward(*operands)
+    return kernels.forward(edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single)
 
 
 @torch.library.triton_op("fastmlip::edge_embedding_backward", mutates_args=())
@@ -183,16 +183,12 @@ def _backward(
     tables: Tensor, l_max: int, p: int, factor: float, single: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients with respect to edge_vec, roots; a gradient that is None counts as zero."""
-    gradients = (g_length, g_norm, g_attrs, g_embedding, g_cutoff)
-    operands = (edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single)
-    which = backend.choose(edge_vec)
-    if which == "cpp":
-        return torch.ops.fastmlip.edge_embedding_backward_cpu(*gradients, *operands)
-    if which == "triton":
-        from fastmlip.kernels import edge_embedding as kernels
+    from fastmlip.kernels import edge_embedding as kernels
 
-        return kernels.backward(gradients, *operands)
-    return plain.backward(gradients, *operands)
+    return kernels.backward(
+        (g_length, g_norm, g_attrs, g_embedding, g_cutoff),
+        edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single,
+    )  # fmt: skip
 
 
 @torch.library.triton_op("fastmlip::edge_embedding_double_backward", mutates_args=())
@@ -204,21 +200,15 @@ def _double_backward(
     tables: Tensor, l_max: int, p: int, factor: float, single: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients with respect to the five gradients, edge_vec, roots."""
-    directions, gradients = (h_vec, h_roots), (g_length, g_norm, g_attrs, g_embedding, g_cutoff)
-    operands = (edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single)
-    which = backend.choose(edge_vec)
-    if which == "cpp":
-        return torch.ops.fastmlip.edge_embedding_double_backward_cpu(
-            *directions, *gradients, *operands
-        )
-    if which == "triton":
-        from fastmlip.kernels import edge_embedding as kernels
+    from fastmlip.kernels import edge_embedding as kernels
 
-        return kernels.double_backward(directions, gradients, *operands)
-    return plain.double_backward(directions, gradients, *operands)
+    return kernels.double_backward(
+        (h_vec, h_roots), (g_length, g_norm, g_attrs, g_embedding, g_cutoff),
+        edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single,
+    )  # fmt: skip
 
 
-# ---------------------------------------------------------------- their derivatives
+# ---------------------------------------------------------------- derivatives of both
 
 NOT_TENSORS = 4  # l_max, p, factor, single
 
@@ -280,7 +270,7 @@ def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
     )
 
 
-_PYTHON = _CPP = _ladder("")
+_TRITON = _CPP = _ladder("")
 
 if backend.load_extension() is None:  # shapes of the C++ operators, for tracing
     _CPP = _ladder("_cpu")

@@ -63,7 +63,10 @@ def scale_shift(
         _refuse("shifts", shifts)
     if _one_value(scales) and _one_value(shifts):
         return _same_for_all_types(x, scales, shifts)
-    calls = _CPP if backend.choose(x) == "cpp" else _PYTHON
+    which = backend.choose(x)
+    if which == "reference":
+        return reference(x, types, scales, shifts)
+    calls = _CPP if which == "cpp" else _TRITON
     return calls["apply"](x, types, scales, shifts, False)
 
 
@@ -101,7 +104,6 @@ def reference(
     types: Tensor,
     scales: Tensor | None = None,
     shifts: Tensor | None = None,
-    single: bool = False,
 ) -> Tensor:
     """The formula of this page; differentiable by torch's own autograd to any order."""
     out = x.double()
@@ -109,7 +111,7 @@ def reference(
         out = _gathered(scales, types, x) * out
     if shifts is not None:
         out = out + _gathered(shifts, types, x)
-    return out.float() if single else out
+    return out
 
 
 def _gathered(values: Tensor, types: Tensor, x: Tensor) -> Tensor:
@@ -119,49 +121,28 @@ def _gathered(values: Tensor, types: Tensor, x: Tensor) -> Tensor:
     return values.flatten().index_select(0, types).reshape(x.shape)
 
 
-def _reference_sums(grad: Tensor, x: Tensor, types: Tensor, num_types: int):
-    grad, x = grad.double().flatten(), x.double().flatten()
-    both = torch.stack([grad * x, grad], 1)
-    if num_types == 1:
-        sums = both.sum(0, keepdim=True)
-    else:
-        types = types.reshape(-1)[: x.shape[0]]
-        sums = both.new_zeros((num_types, 2)).index_add(0, types, both)
-    return sums[:, :1].clone(), sums[:, 1:].clone()
-
-
-# ---------------------------------------------------------------- the operators
+# ---------------------------------------------------------------- the Triton operators
 
 
 @torch.library.triton_op("fastmlip::scale_shift", mutates_args=())
-def _operator(
+def _apply(
     x: Tensor, types: Tensor, scales: Tensor | None, shifts: Tensor | None, single: bool
 ) -> Tensor:
     """``single`` gives float32, for gradients to float32 energies."""
-    which = backend.choose(x)
-    if which == "cpp":
-        return torch.ops.fastmlip.scale_shift_cpu(x, types, scales, shifts, single)
-    if which == "triton":
-        from fastmlip.kernels import scale_shift as kernels
+    from fastmlip.kernels import scale_shift as kernels
 
-        return kernels.apply(x, types, scales, shifts, single)
-    return reference(x, types, scales, shifts, single).clone(memory_format=torch.contiguous_format)
+    return kernels.apply(x, types, scales, shifts, single)
 
 
 @torch.library.triton_op("fastmlip::scale_shift_sums", mutates_args=())
-def _sums_operator(grad: Tensor, x: Tensor, types: Tensor, num_types: int) -> tuple[Tensor, Tensor]:
+def _sums(grad: Tensor, x: Tensor, types: Tensor, num_types: int) -> tuple[Tensor, Tensor]:
     """Per type, the sums of ``grad * x`` and of ``grad``: each ``[num_types, 1]``, float64."""
-    which = backend.choose(x)
-    if which == "cpp":
-        return torch.ops.fastmlip.scale_shift_sums_cpu(grad, x, types, num_types)
-    if which == "triton":
-        from fastmlip.kernels import scale_shift as kernels
+    from fastmlip.kernels import scale_shift as kernels
 
-        return kernels.sums(grad, x, types, num_types)
-    return _reference_sums(grad, x, types, num_types)
+    return kernels.sums(grad, x, types, num_types)
 
 
-# ---------------------------------------------------------------- their derivatives
+# ---------------------------------------------------------------- derivatives of both
 
 
 def _save(ctx, inputs, output) -> None:
@@ -211,7 +192,7 @@ def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
     return ladder({"apply": Rung(apply, _save, _vjp), "sums": Rung(sums, _save_sums, _sums_vjp)})
 
 
-_PYTHON = _CPP = _ladder("")
+_TRITON = _CPP = _ladder("")
 
 if backend.load_extension() is None:
     _CPP = _ladder("_cpu")

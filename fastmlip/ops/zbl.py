@@ -38,7 +38,6 @@ metal`` and ``units real`` (``src/update.cpp``); it agrees with CODATA 2018 (14.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import comb
 from typing import Any
 
 import torch
@@ -91,7 +90,14 @@ def zbl(
     _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p)
     if cutoff.dim() == 2:
         cutoff = cutoff.double()
-    return _calls(edge_length)["nodes"](
+    which = backend.choose(edge_length)
+    if which == "reference":
+        _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes)
+        return reference(
+            edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p, num_nodes
+        )
+    calls = _CPP if which == "cpp" else _TRITON
+    return calls["nodes"](
         edge_length, None, cutoff, edge_index.long(), atom_types.long(), atomic_numbers, prefactor,
         float(p), 0, num_nodes,
     )  # fmt: skip
@@ -164,7 +170,7 @@ def reference(
     r = edge_length.double().clamp(min=R_MIN)
     a, charges, s = _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff)
     psi = sum(c * torch.exp(-d * a * r) for c, d in SCREENING)
-    t = r * s
+    t = (r * s).clamp(max=1.0)
     envelope = 1 - (p + 1) * (p + 2) / 2 * t**p
     envelope = envelope + p * (p + 2) * t ** (p + 1) - p * (p + 1) / 2 * t ** (p + 2)
     phi = torch.where(t >= 1, 0.0, charges / r * psi * envelope)
@@ -183,41 +189,7 @@ def _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutof
     return a, prefactor.double() * z[0] * z[1], s
 
 
-def _derivative(edge_length, a, charges, s, p: float, n: int) -> Tensor:
-    """phi^(n) per edge in closed form, because an operator's body has no autograd of its own.
-
-    v = psi(a r) / r has r v = psi, so r v^(n) + n v^(n-1) = psi^(n).
-    """
-    r = edge_length.double()
-    close = r < R_MIN
-    r = r.clamp(min=R_MIN)
-    t = r * s
-    v: list[Tensor] = []
-    for k in range(n + 1):
-        psi = sum(c * (-d * a) ** k * torch.exp(-d * a * r) for c, d in SCREENING)
-        v.append((psi - k * v[-1] if k else psi) / r)
-    slope = -p * (p + 1) * (p + 2) / 2
-    u = [
-        1 - t**p * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * p * (p + 1) / 2)),
-        slope * t ** (p - 1) * (1 - t) ** 2 * s,
-        slope * t ** (p - 2) * (1 - t) * ((p - 1) - (p + 1) * t) * s**2,
-        slope
-        * t ** (p - 3)
-        * ((p - 1) * (p - 2) - 2 * p * (p - 1) * t + p * (p + 1) * t**2)
-        * s**3,
-    ]
-    phi = charges * sum(comb(n, k) * v[n - k] * u[k] for k in range(n + 1))
-    outside = t >= 1
-    return torch.where(outside | close if n else outside, 0.0, phi)
-
-
-def _reference_edges(edge_length, weight, cutoff, edge_index, atom_types, numbers, prefactor, p, n):
-    a, charges, s = _pairs(edge_length, edge_index, atom_types, numbers, prefactor, cutoff)
-    phi = _derivative(edge_length, a, charges, s, p, n)
-    return phi if weight is None else phi * weight
-
-
-# ---------------------------------------------------------------- the operators
+# ---------------------------------------------------------------- the Triton operators
 
 
 def _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes) -> None:
@@ -233,17 +205,13 @@ def _nodes(
     num_nodes: int,
 ) -> Tensor:  # fmt: skip
     """``zbl(weight, order)`` of this page, ``[num_nodes]`` float64; weight as edge_length."""
-    which = backend.choose(edge_length)
-    operands = (edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p)
-    if which == "cpp":
-        return torch.ops.fastmlip.zbl_cpu(*operands, order, num_nodes)
-    _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes)
-    if which == "triton":
-        from fastmlip.kernels import zbl as kernels
+    from fastmlip.kernels import zbl as kernels
 
-        return kernels.nodes(*operands, order, num_nodes)
-    phi = _reference_edges(*operands, order)
-    return phi.new_zeros(num_nodes).index_add(0, edge_index[0], phi)
+    _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes)
+    return kernels.nodes(
+        edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p, order,
+        num_nodes,
+    )  # fmt: skip
 
 
 @torch.library.triton_op("fastmlip::zbl_backward", mutates_args=())
@@ -252,19 +220,16 @@ def _edges(
     atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float, order: int,
 ) -> Tensor:  # fmt: skip
     """``zbl_backward(grad, weight, order)`` of this page, ``[E]``; grad is ``[num_nodes]``."""
-    which = backend.choose(edge_length)
-    operands = (edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p)
-    if which == "cpp":
-        return torch.ops.fastmlip.zbl_backward_cpu(grad, *operands, order)
+    from fastmlip.kernels import zbl as kernels
+
     _assert_indices(edge_index, atom_types, atomic_numbers, grad.shape[0])
-    if which == "triton":
-        from fastmlip.kernels import zbl as kernels
+    return kernels.edges(
+        grad, edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p,
+        order,
+    )  # fmt: skip
 
-        return kernels.edges(grad, *operands, order)
-    return (grad[edge_index[0]] * _reference_edges(*operands, order)).to(edge_length.dtype)
 
-
-# ---------------------------------------------------------------- their derivatives
+# ---------------------------------------------------------------- derivatives of both
 
 
 def _save_nodes(ctx, inputs, output) -> None:
@@ -318,7 +283,7 @@ def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
     )
 
 
-_PYTHON = _CPP = _ladder("")
+_TRITON = _CPP = _ladder("")
 
 if backend.load_extension() is None:
     _CPP = _ladder("_cpu")
@@ -330,7 +295,3 @@ if backend.load_extension() is None:
     @torch.library.register_fake("fastmlip::zbl_backward_cpu")
     def _(grad, edge_length, weight, cutoff, edge_index, types, numbers, prefactor, p, order):
         return torch.empty_like(edge_length, memory_format=torch.contiguous_format)
-
-
-def _calls(edge_length: Tensor) -> dict[str, Callable[..., Any]]:
-    return _CPP if backend.choose(edge_length) == "cpp" else _PYTHON

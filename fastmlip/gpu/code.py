@@ -1,0 +1,172 @@
+"""One launch compiled ahead of time, and what its code says of itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmlip.gpu.targets import Target
+
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+ATOMICS = re.compile(r"\b(atom|red)\.|_atomic_")
+
+# an instruction's first word -> its kind; the first that matches
+KINDS = {
+    "atomic": r"(ATOM|RED)[A-Z]*\b|(global|flat|buffer|ds)_atomic_",
+    "local": r"(LDL|STL)\b|scratch_",
+    "load": r"LD(G)?\b|global_load|buffer_load|flat_load|s_load|s_buffer_load",
+    "store": r"ST(G)?\b|global_store|buffer_store|flat_store",
+    "shared": r"(LDS|STS)\b|ds_(read|write|load|store)",
+    "shuffle": r"SHFL\b|ds_(bpermute|swizzle|permute)|v_\w*(_dpp|permlane)|v_readlane",
+    "fma": r"[FD]FMA2?\b|v_(pk_)?(fma|fmac|mad|mac)_(f32|f64)",
+    "float": r"(FADD|FMUL|FADD2|FMUL2|DADD|DMUL|MUFU|FSETP|DSETP|FSEL)\b|v_\w*_f(32|64)\b",
+    "branch": r"(BRA|EXIT|BSYNC|BSSY|CALL|RET|WARPSYNC)\b|s_c?branch|s_endpgm|s_setpc",
+}
+_KINDS = {kind: re.compile(pattern) for kind, pattern in KINDS.items()}
+KIND_NAMES = (*KINDS, "other")
+
+
+@dataclass(frozen=True)
+class Code:
+    """A compiled launch."""
+
+    target: Target
+    num_warps: int
+    shared: int  # bytes of a program
+    ttir: str
+    assembly: str  # PTX or AMDGCN
+    cubin: bytes | None
+
+    @cached_property
+    def _listing(self) -> tuple[str, str]:
+        """Disassembly, and the tool's account of resources; AMD's assembly is both."""
+        if self.cubin is None:
+            return self.assembly, self.assembly
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kernel.cubin"
+            path.write_bytes(self.cubin)
+            return _nvidia_tool("nvdisasm", "-c", path), _nvidia_tool(
+                "cuobjdump", "-res-usage", path
+            )
+
+    def _number(self, name: str) -> int:
+        found = re.search(rf"{re.escape(name)}\s*(\d+)", self._listing[1])
+        if found is None:
+            raise RuntimeError(
+                f"no {name!r} in the compiler's account of a {self.target.name} kernel"
+            )
+        return int(found[1])
+
+    @cached_property
+    def registers(self) -> int:
+        """Vector registers of a lane."""
+        return self._number("REG:" if self.cubin else ".vgpr_count:")
+
+    @cached_property
+    def spilled(self) -> int:
+        """Bytes of a lane that live in memory for want of registers."""
+        if self.cubin:
+            return self._number("STACK:") + self._number("LOCAL:")
+        return self._number(".private_segment_fixed_size:")
+
+    @property
+    def occupancy(self) -> float:
+        return self.target.occupancy(self.registers, self.shared, self.num_warps)
+
+    @cached_property
+    def instructions(self) -> Counter[str]:
+        """Instructions of the whole kernel by kind (``KIND_NAMES``)."""
+        return Counter(_kind(text) for _, text in self._lines())
+
+    @cached_property
+    def loop(self) -> Counter[str]:
+        """Those of its longest loop, which walks edges or types; none where it was written without
+        one (compilers make small loops of their own, for lanes that part)."""
+        if "scf.for" not in self.ttir and "scf.while" not in self.ttir:
+            return Counter()
+        lines = list(self._lines())
+        begins = {label: n for n, (labels, _) in enumerate(lines) for label in labels}
+        longest: tuple[int, int] = (0, 0)
+        for n, (_, text) in enumerate(lines):
+            to = re.search(r"BRA.*`\((\.L_x_\d+)\)|s_c?branch\w*\s+(\.L\w+)", text)
+            start = begins.get(to[1] or to[2], n) if to else n
+            if n - start > longest[1] - longest[0]:
+                longest = (start, n)
+        if longest == (0, 0):
+            return Counter()
+        return Counter(_kind(text) for _, text in lines[longest[0] : longest[1] + 1])
+
+    @property
+    def atomics(self) -> int:
+        return len(ATOMICS.findall(self.assembly)) + self.instructions["atomic"]
+
+    def _lines(self) -> Iterator[tuple[list[str], str]]:
+        """Instructions, each with the labels that stand before it."""
+        labels: list[str] = []
+        for raw in self._listing[0].splitlines():
+            line = (
+                re.sub(r"/\*.*?\*/", "", raw).split(";" if self.cubin is None else "//")[0].strip()
+            )
+            if label := re.fullmatch(r"(\.L\w+):", line):
+                labels.append(label[1])
+            elif not line or line.startswith((".", "@!PT ", "s_code_end")) or line.endswith(":"):
+                continue
+            else:
+                yield labels, line
+                labels = []
+
+
+def _kind(instruction: str) -> str:
+    text = re.sub(r"^(@!?U?P\w+\s+|\{\s*)", "", instruction)
+    return next((kind for kind, at in _KINDS.items() if at.match(text)), "other")
+
+
+def _nvidia_tool(name: str, *arguments: Any) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
+    done = subprocess.run([tool, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def compiled(call: Any, target: Target) -> Code:
+    """Compile a recorded launch with the options and the alignment that a launch has."""
+    import triton
+    from triton.compiler import ASTSource
+
+    names, constants = call.kernel.arg_names, dict(call.constants)
+    signature, attributes = dict.fromkeys(names, "constexpr"), {}
+    for position, (name, value) in enumerate(zip(names, call.operands, strict=False)):
+        if value is None:
+            constants[name] = None
+        elif isinstance(value, int):
+            signature[name] = "i32"
+        else:
+            signature[name] = TYPES[value.dtype]
+            if value.is_floating_point():  # index tables are parts of one tensor
+                attributes[(position,)] = [["tt.divisibility", 16]]
+    at = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(call.kernel, signature, constexprs=at, attrs=attributes)
+    num_warps = max(call.lanes // target.lanes, 1)
+    options = {"num_warps": num_warps, "num_stages": 1}
+    done = triton.compile(source, target=target.triton(), options=options)
+    text = done.asm["ptx" if target.is_nvidia else "amdgcn"]
+    return Code(
+        target, num_warps, done.metadata.shared, done.asm["ttir"], text, done.asm.get("cubin")
+    )

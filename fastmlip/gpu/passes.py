@@ -1,0 +1,211 @@
+"""Every kernel with the operands of real models: its launches, and the work it cannot do without.
+
+The launchers of ``fastmlip.kernels`` run on meta tensors and their launches are noted: what is
+compiled is what would run.
+
+Compulsory bytes: each operand read once, each result written once, index tables included; rows of
+nodes are shared by ``EDGES_PER_NODE`` edges. FLOPs: what the formula on the operator's page needs,
+an addition, a multiplication, a division, a root, an exponential or a sine as one each. Kernels do
+more: functions take many instructions, and what is the same for all channels (M of the tensor
+product) is computed by each lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from fastmlip.problem import TensorProductProblem
+
+EDGES_PER_NODE = 40
+NODES, EDGES = 7, 300  # of the meta tensors; kernels depend on neither
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One derivative order of an operator on one case."""
+
+    operator: str
+    case: str
+    order: str
+    calls: tuple[Any, ...]  # fastmlip.kernels._run.Call
+    nbytes: float  # an edge (an atom for scale_shift)
+    flops: float
+    double: bool  # arithmetic in float64
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator} {self.case} {self.order}"
+
+
+def passes(
+    operator: str, case: str, dtype: torch.dtype = torch.float32, device: str = "meta"
+) -> list[Pass]:
+    """All derivative orders of a case of ``fastmlip.testing.OPERATORS``; ``dtype`` is a model's."""
+    from fastmlip.kernels._run import recorded
+    from fastmlip.testing import OPERATORS
+
+    found = []
+    orders = _ORDERS[operator](OPERATORS[operator].cases[case], dtype, partial(_empty, device))
+    for order, launch, nbytes, flops, double in orders:
+        with recorded() as calls:
+            launch()
+        found.append(Pass(operator, case, order, tuple(calls), nbytes, flops, double))
+    return found
+
+
+def _empty(device: str, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, device=device, dtype=dtype)
+
+
+Empty = Callable[..., torch.Tensor]
+Orders = Iterator[tuple[str, Callable[[], Any], float, float, bool]]
+
+
+# ---------------------------------------------------------------- each operator
+
+
+def _tensor_product_conv(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import tensor_product_conv as kernels
+
+    problem: TensorProductProblem = case.problem
+    rows = partial(empty, dtype=dtype)
+    x, grad = rows(NODES, problem.dim_in1), rows(NODES, problem.dim_out)
+    a, w = rows(EDGES, problem.dim_in2), rows(EDGES, problem.weight_numel)
+    order = empty(2 * (NODES + 1) + 4 * EDGES, dtype=torch.int64)
+    operands = (x, a, w, order, problem)
+
+    def nbytes(in1: int, edge: int, out: int, index: int = 16) -> float:
+        node = (in1 * problem.dim_in1 + out * problem.dim_out) * dtype.itemsize + 8
+        edges = edge * (problem.dim_in2 + problem.weight_numel) * dtype.itemsize + index
+        return edges + node / EDGES_PER_NODE
+
+    first, back, second = 0, 0, 0
+    for p in problem.paths:
+        terms = len(p.cg)
+        m = 2 * len({(m1, m3) for m1, _, m3, _ in p.cg})
+        z = 2 * len({(m1, m2) for m1, m2, *_ in p.cg})
+        first += 2 * terms + p.mul * (p.d1 + m)
+        back += p.mul * (2 * terms + 2 * z + 5 * p.d1)
+        second += 4 * terms + p.mul * (2 * terms + 2 * m + 3 * z + 15 * p.d1)
+    double = dtype == torch.float64
+    yield "forward", lambda: kernels.forward(*operands), nbytes(1, 1, 1), first, double
+    yield (
+        "backward", lambda: kernels.backward(grad, *operands), nbytes(2, 2, 1), back, double
+    )  # fmt: skip
+    yield (
+        "double backward", lambda: kernels.double_backward(x, a, w, grad, *operands),
+        nbytes(3, 3, 2, 32), second, double,
+    )  # fmt: skip
+
+
+def _zbl(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import zbl as kernels
+
+    problem = case.problem
+    types, wide = len(problem.atomic_numbers), torch.float64
+    length = empty(EDGES, dtype=dtype)
+    cutoff = length if problem.normed else empty(types, types, dtype=wide)
+    index, kinds = empty(2, EDGES, dtype=torch.int64), empty(NODES, dtype=torch.int64)
+    rest = (cutoff, index, kinds, empty(types, dtype=wide), empty(dtype=wide), problem.p)
+    grad = empty(NODES, dtype=wide)
+    each = dtype.itemsize * (2 if problem.normed else 1)
+    for n in range(4):
+        weight = length if n else None  # where a derivative has one, below the first it has none
+        read = each + 16 + (dtype.itemsize if n else 0)
+        flops = 33 + 22 * n
+        yield (
+            f"nodes, order {n}", partial(kernels.nodes, length, weight, *rest, n, NODES),
+            read + 24 / EDGES_PER_NODE, flops + 1, True,
+        )  # fmt: skip
+        yield (
+            f"edges, order {n}", partial(kernels.edges, grad, length, weight, *rest, n),
+            read + dtype.itemsize + 16 / EDGES_PER_NODE, flops + 1, True,
+        )  # fmt: skip
+
+
+def _edge_embedding(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import edge_embedding as kernels
+    from fastmlip.spherical_harmonics import gradient_terms
+
+    wide, harmonics, roots = torch.float64, (case.l_max + 1) ** 2, case.num_bessels
+    vec, w = empty(EDGES, 3, dtype=wide), empty(roots, dtype=wide)
+    types = empty(2, EDGES, dtype=torch.int64) if case.types else None
+    operands = (
+        vec, w, empty(max(case.types, 1) ** 2, dtype=wide), types, empty(1, dtype=wide),
+        case.l_max, case.p, case.factor, dtype == torch.float32,
+    )  # fmt: skip
+    attrs, embedding = empty(EDGES, harmonics, dtype=dtype), empty(EDGES, roots, dtype=dtype)
+    grads = (None, None, attrs, embedding, None)
+    wide_row = (harmonics + roots) * dtype.itemsize
+    ends, terms = 16 if case.types else 0, len(gradient_terms(case.l_max))
+    values = 16 + wide_row + dtype.itemsize
+    back = 60 + 7 * terms + harmonics + 16 * roots
+    yield (
+        "forward", lambda: kernels.forward(*operands),
+        24 + ends + values, 24 + 3 * terms + harmonics + 6 * roots, True,
+    )  # fmt: skip
+    yield (
+        "backward", lambda: kernels.backward(grads, *operands), 48 + ends + wide_row, back, True
+    )  # fmt: skip
+    yield (
+        "double backward", lambda: kernels.double_backward((vec, w), grads, *operands),
+        72 + ends + wide_row + values, 3 * back, True,
+    )  # fmt: skip
+
+
+def _scale_shift(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import scale_shift as kernels
+
+    wide = torch.float64
+    x, types = empty(NODES, 1, dtype=dtype), empty(NODES, dtype=torch.int64)
+    scales, shifts = (
+        empty(n, 1, dtype=wide) if n else None for n in (case.num_scales, case.num_shifts)
+    )
+    grad, single = empty(NODES, 1, dtype=wide), dtype == torch.float32
+    ends = 8 if max(case.num_scales, case.num_shifts) > 1 else 0
+    size = dtype.itemsize
+    yield (
+        "forward", lambda: kernels.apply(x, types, scales, shifts, False), size + ends + 8, 2, True
+    )  # fmt: skip
+    yield (
+        "backward", lambda: kernels.apply(grad, types, scales, None, single),
+        8 + ends + size, 1, True,
+    )  # fmt: skip
+    if case.num_types > 1:  # otherwise the sums are torch's own
+        yield (
+            "sums", lambda: kernels.sums(grad, x, types, case.num_types), 16 + size, 3, True
+        )  # fmt: skip
+
+
+_ORDERS: dict[str, Callable[[Any, torch.dtype, Empty], Orders]] = {
+    "tensor_product_conv": _tensor_product_conv,
+    "edge_embedding": _edge_embedding,
+    "zbl": _zbl,
+    "scale_shift": _scale_shift,
+}
+
+# what a report shows unless it is asked for more: NequIP M, with types that have their own numbers
+SHOWN = {
+    "tensor_product_conv": ("nequip-M-hidden",),
+    "edge_embedding": ("nequip-M",),
+    "zbl": ("per-type cutoffs",),
+    "scale_shift": ("per type",),
+}
+# real irreps, and the cases that take other code paths
+SWEEP = {
+    "tensor_product_conv": (
+        *(f"nequip-{size}-{layer}" for size in ("S", "M", "L", "XL") for layer in
+          ("first", "hidden", "last")),
+        "nequip-M-parity", "sevennet-0-hidden", "mace-medium",
+    ),
+    "edge_embedding": (
+        "nequip-S", "nequip-M", "nequip-L", "nequip-XL", "allegro-radial", "pairs-of-types"
+    ),
+    "zbl": ("per-type cutoffs", "normed lengths", "p = 7.5", "p = 48, normed"),
+    "scale_shift": ("per type", "one value", "shifts only", "scales of types, one shift"),
+}  # fmt: skip

@@ -1,0 +1,155 @@
+"""``fastmlip gpu-report``: what the compilers say of every kernel, and what a roofline would say.
+
+Nothing here is measured. Registers, spills, shared memory and instructions are read from compiled
+code; occupancy follows from them and from a multiprocessor's limits; times are a model: compulsory
+bytes and FLOPs at the vendors' peak figures (:mod:`fastmlip.gpu.targets`).
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from fastmlip import backend
+from fastmlip.gpu.code import KIND_NAMES, Code, compiled
+from fastmlip.gpu.passes import EDGES_PER_NODE, Pass
+from fastmlip.gpu.targets import TARGETS, Target
+
+NOTE = (
+    "A model, not a measurement: no kernel ran. Time is the roofline at the vendor's peak figures, "
+    f"with {EDGES_PER_NODE} edges a node; a real kernel takes longer."
+)
+
+
+class CannotCompile(RuntimeError):
+    """Triton is missing, or cannot compile here."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A pass of an operator on a target; of several launches, the worst or the sum."""
+
+    operator: str
+    case: str
+    order: str
+    target: str
+    launches: int
+    registers: int  # of a lane, most of all launches
+    spilled: int  # bytes of a lane, sum
+    shared: int  # bytes of a program, most
+    occupancy: float  # least
+    instructions: dict[str, int]  # by kind, of the edge loops, or of the kernel without a loop
+    atomics: int
+    bytes_per_edge: float  # an atom for scale_shift
+    flops_per_edge: float
+    model_gpu: str | None
+    model_seconds_per_edge: float | None
+
+    @property
+    def fails(self) -> bool:
+        return self.spilled > 0 or self.atomics > 0
+
+
+def check_compiler() -> None:
+    """
+    Raises:
+        CannotCompile: naming what is missing.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise CannotCompile(
+            "Triton is not installed, and it compiles the kernels: pip install triton==3.7.1 "
+            "(Linux on x86-64; no GPU is needed)"
+        )
+    if backend.interpreting():
+        raise CannotCompile("TRITON_INTERPRET=1 is set: the interpreter compiles nothing; unset it")
+
+
+def row(done: Pass, target: Target, codes: Iterable[Code]) -> Row:
+    """The row of a pass from its compiled launches."""
+    codes = list(codes)
+    instructions: Counter[str] = sum((c.loop or c.instructions for c in codes), Counter())
+    peak = target.peak
+    return Row(
+        done.operator, done.case, done.order, target.name, len(codes),
+        max(c.registers for c in codes), sum(c.spilled for c in codes),
+        max(c.shared for c in codes), min(c.occupancy for c in codes),
+        {kind: instructions[kind] for kind in KIND_NAMES}, sum(c.atomics for c in codes),
+        done.nbytes, done.flops, peak.gpu if peak else None,
+        peak.seconds(done.nbytes, done.flops, done.double) if peak else None,
+    )  # fmt: skip
+
+
+def rows(todo: list[Pass], targets: list[Target]) -> Iterator[Row]:
+    """Compile each pass for each target, one row at a time."""
+    for target in targets:
+        for one in todo:
+            yield row(one, target, (compiled(call, target) for call in one.calls))
+
+
+def tables(found: list[Row]) -> Iterator[Table]:
+    """One table for each target."""
+    kinds = ("fma", "float", "load", "store", "shared", "shuffle")
+    for name in dict.fromkeys(r.target for r in found):
+        mine = [r for r in found if r.target == name]
+        gpu = mine[0].model_gpu
+        table = Table(title=f"{name}, modelled as {gpu}" if gpu else f"{name}, no model")
+        table.add_column("pass")
+        for heading in (
+            "launches", "regs", "spill B", "smem B", "occup.", *kinds, "atomic", "B/edge",
+            "FLOP/edge", "model ns/edge",
+        ):  # fmt: skip
+            table.add_column(heading, justify="right")
+        for r in mine:
+            seconds = r.model_seconds_per_edge
+            table.add_row(
+                f"{r.operator} {r.case} {r.order}", str(r.launches), str(r.registers),
+                str(r.spilled), str(r.shared), f"{r.occupancy:.0%}",
+                *(str(r.instructions[kind]) for kind in kinds), str(r.atomics),
+                f"{r.bytes_per_edge:.0f}", f"{r.flops_per_edge:.0f}",
+                "-" if seconds is None else f"{seconds * 1e9:.3g}",
+                style="bold red" if r.fails else None,
+            )  # fmt: skip
+        yield table
+
+
+def write(found: list[Row], out: Path) -> None:
+    """Rows as ``.json`` or ``.csv``, with the versions that compiled them.
+
+    Raises:
+        ValueError: another ending.
+    """
+    import torch
+    import triton
+
+    check_out(out)
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
+    if out.suffix == ".json":
+        content = {
+            "note": NOTE,
+            "versions": versions,
+            "peaks": {name: t.peak and asdict(t.peak) for name, t in TARGETS.items()},
+            "rows": [asdict(r) for r in found],
+        }
+        out.write_text(json.dumps(content, indent=1) + "\n")
+        return
+    flat = []
+    for r in found:
+        line = asdict(r)
+        kinds = {f"instructions_{kind}": n for kind, n in line.pop("instructions").items()}
+        flat.append({**line, **kinds, **versions})
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
+
+
+def check_out(out: Path) -> None:
+    if out.suffix not in (".json", ".csv"):
+        raise ValueError(f"expected a file that ends in .json or .csv, got {out.name!r}")

@@ -1,0 +1,71 @@
+"""The one place where a kernel is launched, or noted instead.
+
+What holds for every launch, and where:
+
+- **device**: of the first operand, whatever the current one is (:func:`_on`);
+- **stream**: torch's current one on that device, which Triton asks for at each launch;
+- **no host synchronisation**: a launcher reads shapes, never values; what is summed after a kernel
+  is summed by torch on the same stream. So a CUDA graph can capture it, once a first call has
+  compiled the kernels;
+- **grid**: nodes, edges or atoms go along x, whose limit is 2^31 - 1 programs; y is blocks of
+  channels, a property of the irreps; there is no z;
+- **offsets**: a kernel widens its program's number to int64 before it multiplies it, and indices of
+  nodes and edges are int64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+WARP = 64 if torch.version.hip else 32  # lanes of a warp
+
+
+class Call(NamedTuple):
+    """One launch: what Triton needs to compile the kernel, and its grid."""
+
+    kernel: Any
+    grid: tuple
+    operands: tuple
+    constants: dict
+    lanes: int
+
+
+_calls: list[Call] | None = None
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Call]]:
+    """Note launches instead of making them: on meta or fake tensors, without a GPU."""
+    global _calls
+    before, _calls = _calls, []
+    try:
+        yield _calls
+    finally:
+        _calls = before
+
+
+def run(kernel, grid: tuple, *operands, lanes: int, **constants) -> None:
+    """Launch on a GPU (traceable: export and compile see the kernel), or under the interpreter.
+
+    ``grid`` counts programs along x and y, ``lanes`` the threads of a program.
+    """
+    if _calls is not None:
+        _calls.append(Call(kernel, grid, operands, constants, lanes))
+        return
+    if isinstance(kernel, triton.runtime.JITFunction):
+        kernel = torch.library.wrap_triton(kernel)
+    with _on(next(t for t in operands if t is not None).device):
+        kernel[grid](*operands, **constants, num_warps=max(lanes // WARP, 1), num_stages=1)
+
+
+def _on(device: torch.device):
+    """Make ``device`` the current one: Triton launches there. A graph's compiler does it itself,
+    and on a CPU (the interpreter, or a trace without a GPU) there is nothing to do."""
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        return torch.cuda.device(device)
+    return contextlib.nullcontext()

@@ -1,0 +1,174 @@
+"""Every GPU kernel compiled ahead of time, without a GPU: what its code says of itself.
+
+``fastmlip.gpu`` notes the launches that operators make and compiles them: what is compiled is what
+would run.
+"""
+
+import re
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastmlip import backend
+from fastmlip.gpu.targets import TARGETS
+from fastmlip.testing import OPERATORS
+
+triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(backend.interpreting(), reason="the interpreter compiles nothing")
+
+from fastmlip.gpu.code import compiled  # noqa: E402
+from fastmlip.gpu.passes import EDGES, NODES, SWEEP, passes  # noqa: E402
+from fastmlip.kernels import _run  # noqa: E402
+
+F32, F64 = torch.float32, torch.float64
+SLICE = [
+    ("tensor_product_conv", "nequip-M-hidden", "sm_90"),
+    ("tensor_product_conv", "nequip-S-hidden", "sm_100"),
+    ("tensor_product_conv", "nequip-S-hidden", "gfx942"),
+    ("edge_embedding", "nequip-M", "sm_90"),
+    ("edge_embedding", "nequip-S", "gfx90a"),
+    ("zbl", "per-type cutoffs", "sm_80"),
+    ("scale_shift", "per type", "sm_120"),
+    ("scale_shift", "scales of types, one shift", "gfx942"),
+]
+ARITHMETIC_F32 = re.compile(r"\b(?:add|sub|mul|fma|div|mad)[.a-z]*\.f32|\bv_(?:fma|mul|add)\w*_f32")
+
+
+def check(operator, case, target, dtype=F32):
+    """Nothing spills, nothing is atomic, offsets of nodes and edges are 64 bits wide, and what is
+    to be computed in float64 is."""
+    for one in passes(operator, case, dtype):
+        for call in one.calls:
+            code = compiled(call, TARGETS[target])
+            where = f"{one.name} for {target}, {code.registers} registers"
+            assert code.spilled == 0, f"{where}: {code.spilled} bytes of a lane are spilled"
+            assert code.atomics == 0, f"{where}: atomics"
+            assert 0 < code.occupancy <= 1 and sum(code.instructions.values()) > 10, where
+            assert code.instructions["local"] == 0, f"{where}: a stack"
+            assert_wide(code.ttir, where, operator == "tensor_product_conv")
+            if one.double:
+                narrow = ARITHMETIC_F32.findall(code.assembly)
+                assert not narrow, f"{where}: float32 arithmetic in float64: {set(narrow)}"
+
+
+def assert_wide(ttir, where, channels_are_narrow):
+    """A program's number along x is widened before anything else; products are of 64 bits, but for
+    those of channels, which the irreps bound."""
+    for number in re.findall(r"(%\w+) = tt.get_program_id x", ttir):
+        uses = re.findall(rf"= (\S+) [^\n]*{number}\b(?!\w)", ttir)
+        assert set(uses) <= {"arith.extsi"}, f"{where}: {number} is used by {uses}"
+    scalars = re.findall(r"arith\.muli .*: i32", ttir)
+    assert len(scalars) <= channels_are_narrow, f"{where}: 32-bit products {scalars}"
+    if not channels_are_narrow:
+        assert not re.search(r"arith\.muli .*: tensor<\w+xi32>", ttir), f"{where}: 32-bit products"
+
+
+@pytest.mark.parametrize(("operator", "case", "target"), SLICE)
+def test_kernels_compile_without_spills_or_atomics(operator, case, target):
+    check(operator, case, target)
+
+
+@pytest.mark.parametrize(
+    ("operator", "case"),
+    [("tensor_product_conv", "nequip-S-last"), ("edge_embedding", "pairs-of-types"),
+     ("scale_shift", "per type"),
+     pytest.param("zbl", "normed lengths", marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_float64_models(operator, case):
+    check(operator, case, "sm_90", F64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("operator", "case"), [(o, c) for o, names in SWEEP.items() for c in names]
+)
+def test_every_kernel_on_every_target(operator, case, target):
+    check(operator, case, target)
+
+
+@pytest.mark.parametrize("operator", SWEEP)
+def test_only_the_first_axis_of_a_grid_grows_with_nodes_and_edges(operator):
+    for case in SWEEP[operator]:
+        for call in (call for one in passes(operator, case) for call in one.calls):
+            constants = call.constants
+            assert len(call.grid) <= 2
+            assert call.grid[0] in {NODES, *(-(-EDGES // b) for b in (32, 64)), 1}
+            if len(call.grid) == 2:
+                assert call.grid[1] == -(-constants["MUL"] // constants["BLOCK_U"]) < 65536
+
+
+@pytest.mark.parametrize("case", ["nequip-XL-hidden", "mace-medium", "nequip-L-first"])
+def test_tensor_products_write_every_path_once(case):
+    problem = OPERATORS["tensor_product_conv"].cases[case].problem
+    blocks = {p.in1_offset for p in problem.paths}
+    for one in passes("tensor_product_conv", case)[:2]:
+        assert len(blocks) <= len(one.calls) <= 2 * len(blocks), "a launch or two for each block"
+        tables = [call.constants["TABLE"] for call in one.calls]
+        weights = [path[2] for table in tables for *_, paths in table for path in paths]
+        assert sorted(weights) == sorted(p.weight_offset for p in problem.paths)
+
+
+# ---------------------------------------------------------------- device, stream, synchronisation
+
+
+class OneDevice(TorchDispatchMode):
+    """Nothing leaves the GPU or comes to it: a copy or a value read by the host would wait."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor)]
+        assert {t.device.type for t in tensors} <= {"cuda"}, f"{func} goes between devices"
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "equal", "masked_select"), name
+        self.seen += 1
+        return result
+
+
+@pytest.mark.parametrize("operator", SWEEP)
+def test_launchers_neither_synchronise_nor_copy_between_devices(operator):
+    for case in SWEEP[operator]:
+        passes(operator, case)  # coefficients are made once, as numbers
+        with FakeTensorMode(), OneDevice() as watch:
+            found = passes(operator, case, device="cuda")
+        assert watch.seen and all(one.calls for one in found)
+
+
+def test_the_watch_sees_copies_and_values_that_are_read():
+    with FakeTensorMode() as mode:
+        x, host = torch.empty(3, device="cuda"), torch.empty(3)
+        with mode, OneDevice(), pytest.raises(AssertionError, match="between devices"):
+            host.to("cuda")
+        with mode, OneDevice(), pytest.raises(Exception, match="_local_scalar_dense"):
+            x.sum().item()
+
+
+def test_launches_go_to_the_device_of_the_operands(monkeypatch):
+    entered = []
+
+    class Device:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *_):
+            entered.append("left")
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *operands, **constants: entered.append((grid, constants))
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    with FakeTensorMode():
+        x = torch.empty(3, device="cuda:3")
+        _run.run(Kernel(), (5,), None, x, lanes=2 * _run.WARP, N=4)
+    launched = ((5,), {"N": 4, "num_warps": 2, "num_stages": 1})
+    assert entered == [torch.device("cuda:3"), launched, "left"]
