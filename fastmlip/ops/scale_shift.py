@@ -4,8 +4,8 @@ With the type t_i of atom i, scales alpha and shifts E0::
 
     out[i] = alpha[t_i] * x[i] + E0[t_i]
 
-in one pass, the cast to float64 included. One value for all types (``[1, 1]``) reads no types and
-is one ``torch.addcmul``. Where ``x[i]`` is zero, as for an atom without neighbours, ``out[i]`` is
+in one pass, the cast to float64 included. One value for all types (``[1, 1]``) reads no types, and
+without a gradient is one ``torch.addcmul``. Where ``x[i]`` is zero, as for an atom without neighbours, ``out[i]`` is
 ``E0[t_i]`` to the bit.
 
 Two operators are each other's derivatives to every order, because ``out`` is linear in x and in
@@ -61,14 +61,16 @@ def scale_shift(
         _refuse("scales", scales)
     if shifts is not None and (shifts.dtype is not torch.float64 or shifts.dim() != 2):
         _refuse("shifts", shifts)
-    if _one_value(scales) and _one_value(shifts):
+    if _one_constant(scales) and _one_constant(shifts):
         return _same_for_all_types(x, scales, shifts)
     calls = _CPP if backend.choose(x) == "cpp" else _PYTHON
     return calls["apply"](x, types, scales, shifts, False)
 
 
-def _one_value(values: Tensor | None) -> bool:
-    return values is None or values.shape[0] == 1
+def _one_constant(values: Tensor | None) -> bool:
+    """One value for all types, without a gradient: torch's own sums, in which that would end, have
+    other bits for another number of threads."""
+    return values is None or (values.shape[0] == 1 and not values.requires_grad)
 
 
 def _same_for_all_types(x: Tensor, scales: Tensor | None, shifts: Tensor | None) -> Tensor:

@@ -194,4 +194,13 @@ TENSOR_PRODUCTS: dict[str, Case] = {
     "none-path": Case(*_WEIGHTED, irrep_normalization="none", path_normalization="path"),
 }  # fmt: skip
 
-OPERATOR = Operator(tensor_product_conv, reference, make_inputs, TENSOR_PRODUCTS)
+
+def arguments(inputs: Inputs, case: Case) -> dict:
+    """Keyword arguments of the operator."""
+    return {**inputs._asdict(), "problem": case.problem}
+
+
+OPERATOR = Operator(
+    tensor_product_conv, reference, make_inputs, TENSOR_PRODUCTS, arguments,
+    {"nodes": 37, "edges": 3300},
+)  # fmt: skip
