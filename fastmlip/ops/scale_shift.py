@@ -55,6 +55,8 @@ def scale_shift(
     """
     if x.dtype not in FLOATS:
         x = _as_float(x)
+    if x.dim() != 1 and not (x.dim() == 2 and x.shape[1] == 1):
+        raise ValueError(f"x: expected shape [N] or [N, 1], got {tuple(x.shape)}")
     if types.dtype not in INTEGERS:
         raise TypeError(f"types: expected int32 or int64, got {types.dtype}")
     if scales is not None and (scales.dtype is not torch.float64 or scales.dim() != 2):
@@ -63,6 +65,9 @@ def scale_shift(
         _refuse("shifts", shifts)
     if _one_constant(scales) and _one_constant(shifts):
         return _same_for_all_types(x, scales, shifts)
+    for name, given in (("types", types), ("scales", scales), ("shifts", shifts)):
+        if given is not None and given.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device} as x has, got {given.device}")
     calls = _CPP if backend.choose(x) == "cpp" else _PYTHON
     return calls["apply"](x, types, scales, shifts, False)
 
