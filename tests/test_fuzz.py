@@ -41,7 +41,7 @@ def fuzz(quick, test):
         search()
 
     parameters = [
-        pytest.param(name, quick if fixed else 400, fixed, id=f"{name}-{'quick' if fixed else ''}",
+        pytest.param(name, quick if fixed else 100, fixed, id=f"{name}-{'quick' if fixed else ''}",
                      marks=() if fixed else pytest.mark.slow)
         for name in OPERATORS for fixed in (True, False)
     ]  # fmt: skip
@@ -227,10 +227,10 @@ def bad_call(name, data):
         clear = rf"(^|\s)({named})(\[[-0-9, ]+\])?(:| = )|argument '({named})'|[sS]parse"
         assert re.search(clear, str(error)), repr(error)
         return
+    if any(got.is_meta or got.is_sparse for got in out):  # torch's own functions, no numbers
+        return
     for got, want in zip(out, as_list(truth(**widened(arguments))), strict=True):
         assert got.shape == want.shape
-        if got.device.type == "meta":
-            continue
         assert torch.equal(got.isfinite(), want.isfinite())
         assert_close(got.nan_to_num(0, 0, 0), want.nan_to_num(0, 0, 0), 0, name)
 

@@ -5,8 +5,8 @@ With the type t_i of atom i, scales alpha and shifts E0::
     out[i] = alpha[t_i] * x[i] + E0[t_i]
 
 in one pass, the cast to float64 included. One value for all types (``[1, 1]``) reads no types, and
-without a gradient is one ``torch.addcmul``. Where ``x[i]`` is zero, as for an atom without neighbours, ``out[i]`` is
-``E0[t_i]`` to the bit.
+without a gradient is one ``torch.addcmul``. Where ``x[i]`` is zero, as for an atom without
+neighbours, ``out[i]`` is ``E0[t_i]`` to the bit.
 
 Two operators are each other's derivatives to every order, because ``out`` is linear in x and in
 (alpha, E0), and the second is the transpose of the first in (alpha, E0)::
