@@ -20,6 +20,7 @@ DTYPES = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.bool,
     torch.uint8, torch.int16, torch.int32, torch.int64,
 )  # fmt: skip
+SLACK = {torch.float32: 20.0, torch.float64: 1e4}  # terms drawn at random may cancel
 SIZES = {"nodes": 9, "edges": 40, "atoms": 40, "ghosts": 3}
 
 
@@ -78,7 +79,7 @@ def valid(name, data):
     table, problem = OPERATORS[name], getattr(case, "problem", case)
     op, reference = (partial(f, problem=problem) for f in (table.op, table.reference))
     with poison_empty():
-        assert_same_derivatives(op, reference, inputs, order=2)
+        assert_same_derivatives(op, reference, inputs, order=2, slack=SLACK[inputs[0].dtype])
 
 
 test_any_sizes_dtypes_and_strides_agree_with_the_reference = fuzz(10, valid)
@@ -138,10 +139,10 @@ def not_finite(name, data):
     operands = [f for f in operands if clean[f] is not None]
     if clean[operand] is None:
         return
-    bad = clean[operand].clone()
+    bad = getattr(inputs, operand).clone()
     row = data.draw(st.integers(0, len(bad) - 1), "row")
     bad[row] = data.draw(st.sampled_from([float("nan"), float("inf"), -float("inf")]), "number")
-    dirty = clean | {operand: bad}
+    dirty = table.arguments(inputs._replace(**{operand: bad}), case)
     function, truth = getattr(ops, name), reference_of(name)
     found, before = (values_and_gradients(function, a, operands) for a in (dirty, clean))
     wanted = values_and_gradients(truth, widened(dirty), operands)
@@ -157,7 +158,7 @@ def not_finite(name, data):
             there = there | here  # an infinite length has a limit
         assert torch.equal(here, there), f"{number}: a bad number vanished"
         close = there & finite_rows(was) & finite_rows(want)
-        assert_close(got[close], want[close], 1, f"{name} {number}")
+        assert_close(got[close], want[close], 1, f"{name} {number}", SLACK[got.dtype])
 
 
 test_a_number_that_is_not_finite_stays_in_its_rows = fuzz(20, not_finite)
@@ -178,9 +179,8 @@ def changed(t, data):
         at = data.draw(st.integers(0, t.numel() - 1), "at")
         integers = (-1, -(2**31), 2**31 - 1, 2**31, 2**63 - 1, -(2**63), 3, 100)
         limits = torch.iinfo(t.dtype) if not t.is_floating_point() else None
-        bad = data.draw(st.sampled_from(integers), "number")
-        if limits:
-            bad = max(limits.min, min(limits.max, bad))
+        bad = data.draw(st.sampled_from(integers if limits else (-1, 0, 3, 100)), "number")
+        bad = max(limits.min, min(limits.max, bad)) if limits else bad
         t.view(-1)[at] = bad
         return t
     return CHANGED[kind](t)
@@ -205,7 +205,7 @@ CHANGED = {
     "with gradient": lambda t: t.clone().requires_grad_() if t.is_floating_point() else t,
 }
 CHANGES = ("dtype", "number", "number", *CHANGED)
-SCALARS = (-1, 0, 1, 3, 2**31, 2**63, -(2**63), 0.5, float("nan"), float("inf"))
+SCALARS = (-1, 0, 1, 3, 2**31, -(2**31), 0.5, float("nan"), float("inf"))
 
 
 def bad_call(name, data):
@@ -214,7 +214,9 @@ def bad_call(name, data):
     arguments = OPERATORS[name].arguments(inputs, case)
     options = [k for k, v in arguments.items() if isinstance(v, (torch.Tensor, int, float))]
     options = [k for k in options if k != "tables"]
-    for argument in data.draw(st.lists(st.sampled_from(options), min_size=1, max_size=2), "which"):
+    for argument in data.draw(
+        st.lists(st.sampled_from(options), min_size=1, max_size=2, unique=True), "which"
+    ):
         value = arguments[argument]
         if isinstance(value, torch.Tensor):
             arguments[argument] = changed(value, data)
@@ -232,7 +234,7 @@ def bad_call(name, data):
     for got, want in zip(out, as_list(truth(**widened(arguments))), strict=True):
         assert got.shape == want.shape
         assert torch.equal(got.isfinite(), want.isfinite())
-        assert_close(got.nan_to_num(0, 0, 0), want.nan_to_num(0, 0, 0), 0, name)
+        assert_close(got.nan_to_num(0, 0, 0), want.nan_to_num(0, 0, 0), 0, name, SLACK[got.dtype])
 
 
 test_a_bad_argument_is_named_or_means_what_the_reference_says = fuzz(60, bad_call)

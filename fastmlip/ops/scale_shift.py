@@ -63,11 +63,11 @@ def scale_shift(
         _refuse("scales", scales)
     if shifts is not None and (shifts.dtype is not torch.float64 or shifts.dim() != 2):
         _refuse("shifts", shifts)
-    if _one_constant(scales) and _one_constant(shifts):
-        return _same_for_all_types(x, scales, shifts)
     for name, given in (("types", types), ("scales", scales), ("shifts", shifts)):
         if given is not None and given.device != x.device:
             raise ValueError(f"{name}: expected device {x.device} as x has, got {given.device}")
+    if _one_constant(scales) and _one_constant(shifts):
+        return _same_for_all_types(x, scales, shifts)
     calls = _CPP if backend.choose(x) == "cpp" else _PYTHON
     return calls["apply"](x, types, scales, shifts, False)
 
