@@ -158,7 +158,7 @@ BAD = {
         "types: .*at least N = 37.*got 9",
     ),
     "unequal": ({"shifts": torch.ones(4, 1).double()}, RuntimeError, "shifts: expected as many"),
-    "wide x": ({"x": torch.ones(37, 2)}, RuntimeError, r"x: expected shape \[N\] or \[N, 1\]"),
+    "wide x": ({"x": torch.ones(37, 2)}, ValueError, r"x: expected shape \[N\] or \[N, 1\]"),
 }
 
 
