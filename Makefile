@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo test test-all lint format bench docs clean
+.PHONY: demo test test-all sanitize lint format bench docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -16,6 +16,19 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -q
+
+# the operators over a C++ extension that checks every access, built beside the usual one;
+# other parts of torch and Triton are not under test
+SANITIZED := $(CURDIR)/build/sanitize/lib
+SANITIZE_TESTS := $(filter-out %_triton.py %_torch.py,$(wildcard $(addprefix tests/test_,\
+	tensor_product_conv*.py scale_shift*.py zbl.py edge_*.py fuzz.py threads.py)))
+sanitize: $(VENV)/.test
+	FASTMLIP_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize \
+		--build-lib $(SANITIZED)
+	for isa in "" portable; do \
+	FASTMLIP_ISA=$$isa PYTHONPATH=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
+		$(BIN)/pytest -q -p no:cacheprovider -m "not slow" $(SANITIZE_TESTS) || exit 1; done
 
 bench: $(VENV)/.test
 	$(BIN)/python -m pytest bench --benchmark-only

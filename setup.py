@@ -29,6 +29,8 @@ TORCH_ABI = "0x020b000000000000"  # the oldest torch that this binary serves: 2.
 
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall"]
 FLAGS += ["-Wno-unknown-pragmas", "-fno-math-errno", "-Wno-psabi"]
+# `make sanitize`: an extension that stops at the first access out of bounds or undefined behaviour
+SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1 -DFASTMLIP_NO_UNROLL"
 
 
 class NinjaBuild(build_ext):
@@ -47,11 +49,13 @@ class NinjaBuild(build_ext):
                 defines = [f"-DFASTMLIP_ISA={isa}", f"-DFASTMLIP_VECTOR_BYTES={vector_bytes}"]
                 units.append((f"{kernel}_{isa}", kernel, defines + flags))
 
-        build = ROOT / "build" / f"ninja-{platform.machine()}"  # kept: self.build_temp may not be
+        sanitize = os.environ.get("FASTMLIP_SANITIZE", "0") == "1"
+        folder = f"ninja-{platform.machine()}" + ("-sanitize" if sanitize else "")
+        build = ROOT / "build" / folder  # kept: self.build_temp may not be
         build.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        extra = os.environ.get("FASTMLIP_CXXFLAGS", "")
+        extra = os.environ.get("FASTMLIP_CXXFLAGS", "") + (f" {SANITIZE}" if sanitize else "")
         libraries = " ".join(f"-L{path}" for path in library_paths())
         lines = [
             f"cxx = {os.environ.get('CXX', 'g++')}",

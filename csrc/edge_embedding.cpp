@@ -110,7 +110,7 @@ struct Bessel {
   }
 };
 
-// 1 - (p + 1)(p + 2)/2 x^p + p (p + 2) x^(p + 1) - p (p + 1)/2 x^(p + 2) where x < 1, else 0.
+// 1 - (p + 1)(p + 2)/2 x^p + p (p + 2) x^(p + 1) - p (p + 1)/2 x^(p + 2) and 0 where x >= 1.
 template <class T>
 struct Cutoff {
   T c, dx;
@@ -119,7 +119,7 @@ struct Cutoff {
     const T zero = constant<T>(0), one = constant<T>(1), rest = 1.0 - x;
     const double p0 = double(p), p1 = p0 + 1, p2 = p0 + 2;
     const T below = power(x, p - 1, one), at = below * x;
-    const Mask inside = value_of(x) < 1;
+    const Mask inside = ~(value_of(x) >= 1);  // so NaN stays NaN
     c = 1.0 - at * (x * (x * (p0 * p1 / 2) - p0 * p2) + p1 * p2 / 2);
     dx = below * rest * rest * (-p0 * p1 * p2 / 2);
     c = select(inside, c, zero);

@@ -147,9 +147,14 @@ template <class F, int... I>
 FASTMLIP_INLINE inline void unroll_sequence(const F& f, std::integer_sequence<int, I...>) {
   (f(I), ...);
 }
+#ifdef FASTMLIP_NO_UNROLL  // for sanitizers, which put checks around every access written out
+inline constexpr bool kUnroll = false;
+#else
+inline constexpr bool kUnroll = true;
+#endif
 template <int D, class F>
 FASTMLIP_INLINE inline void unroll(int n, const F& f) {
-  if constexpr (D > 0) {
+  if constexpr (D > 0 && kUnroll) {
     unroll_sequence(f, std::make_integer_sequence<int, D>{});
   } else {
     for (int i = 0; i < n; ++i) f(i);

@@ -30,7 +30,7 @@ inline V all(double x) { return V{} + x; }
 // is below 1e-17), times 2^n. Adding 1.5 * 2^52 rounds to an integer and leaves it in the low bits.
 inline V exp_of_negative(V y) {
   constexpr double magic = 6755399441055744.0, bias = 1023.0;
-  y = y > all(-708.0) ? y : all(-708.0);
+  y = y < all(-708.0) ? all(-708.0) : y;  // so NaN stays NaN
   const V shifted = y * 1.4426950408889634 + (magic + bias);
   const V n = shifted - (magic + bias);
   V f = y - n * 0.693147180369123816490;  // ln 2 in two parts, the first with trailing zeros

@@ -148,7 +148,7 @@ def _cutoff(x, P: tl.constexpr):
     rest = _shifted(_scaled(x, -1.0), 1.0)
     slope = _scaled(_times(_times(below, rest), rest), -P * (P + 1) * (P + 2) / 2)
     none = _scaled(x, 0.0)
-    return _where(x[0] < 1, value, none), _where(x[0] < 1, slope, none)
+    return _where(x[0] >= 1, none, value), _where(x[0] >= 1, none, slope)
 
 
 @triton.jit

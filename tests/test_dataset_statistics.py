@@ -1,14 +1,19 @@
 """Statistics of data sets against float64 and extended-precision numpy."""
 
 import math
-import warnings
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from dataset_cases import (
+    ATOMIC,
+    NAMES,
+    assert_equal,
+    compositions,
+    expected,
+    make_frames,
+    to_batches,
+)
 
 from fastmlip.data import (
     COMMON,
@@ -18,91 +23,6 @@ from fastmlip.data import (
     EnergyOnlyDatasetStatistics,
     StatisticUnavailableError,
 )
-from fastmlip.data.running import RunningLeastSquares, RunningMoments
-
-NAMES = ["H", "C", "O", "Cu"]
-ATOMIC = np.array([-13.6, -1029.0, -2041.0, -45000.0])
-
-
-def make_frames(count=30, seed=0, mean=1e5, types=4, atoms=(1, 12)):
-    """Frames as dicts of numpy arrays; energies near ``mean`` eV an atom."""
-    rng = np.random.default_rng(seed)
-    frames = []
-    for _ in range(count):
-        n = int(rng.integers(*atoms))
-        kinds = rng.integers(0, types, n)
-        edges = int(rng.integers(0, 4 * n))
-        frames.append(
-            {
-                "types": kinds,
-                "energy": mean * n + ATOMIC[kinds].sum() + 0.3 * rng.normal(),
-                "forces": rng.normal(size=(n, 3)) * (1.0 + kinds[:, None]),
-                "edges": rng.integers(0, n, (2, edges)),
-            }
-        )
-    return frames
-
-
-def to_batches(frames, size):
-    """NequIP's batches of them."""
-    batches = []
-    for start in range(0, len(frames), size):
-        part = frames[start : start + size]
-        counts = [len(frame["types"]) for frame in part]
-        first = np.concatenate([[0], np.cumsum(counts)])
-        batches.append(
-            {
-                "pos": torch.zeros(sum(counts), 3),
-                "atom_types": torch.tensor(np.concatenate([f["types"] for f in part])),
-                "num_atoms": torch.tensor(counts),
-                "batch": torch.repeat_interleave(torch.arange(len(part)), torch.tensor(counts)),
-                "total_energy": torch.tensor([[f["energy"]] for f in part], dtype=torch.float64),
-                "forces": torch.tensor(np.concatenate([f["forces"] for f in part])),
-                "edge_index": torch.tensor(
-                    np.concatenate([f["edges"] + k for f, k in zip(part, first, strict=False)], 1)
-                ),
-            }
-        )
-    return batches
-
-
-def expected(frames, types=4):
-    """The definitions, in extended precision where numpy has it."""
-    wide = np.longdouble
-    energy = np.array([f["energy"] for f in frames], wide)
-    n = np.array([len(f["types"]) for f in frames], wide)
-    kinds = np.concatenate([f["types"] for f in frames])
-    forces = np.concatenate([f["forces"] for f in frames]).astype(wide)
-    neighbors = np.concatenate(
-        [np.bincount(f["edges"][0], minlength=len(f["types"])) for f in frames]
-    ).astype(wide)
-
-    def by_type(function):
-        return dict(zip(NAMES, (float(function(kinds == t)) for t in range(types)), strict=False))
-
-    return {
-        "num_neighbors_mean": float(neighbors.mean()),
-        "avg_num_neighbors": float(neighbors.mean()),
-        "per_type_num_neighbors_mean": by_type(lambda mask: neighbors[mask].mean()),
-        "per_atom_energy_mean": float((energy / n).mean()),
-        "per_atom_energy_std": float((energy / n).std(ddof=1)),
-        "total_energy_std": float(energy.std(ddof=1)),
-        "forces_rms": float(np.sqrt((forces**2).mean())),
-        "per_type_forces_rms": by_type(lambda mask: np.sqrt((forces[mask] ** 2).mean())),
-    }
-
-
-def assert_equal(found, wanted, tolerance=1e-12):
-    for name, value in wanted.items():
-        values = value if isinstance(value, dict) else {"": value}
-        others = found[name] if isinstance(value, dict) else {"": found[name]}
-        assert values.keys() == others.keys()
-        for key, number in values.items():
-            assert math.isclose(others[key], number, rel_tol=tolerance), (name, key)
-
-
-def compositions(frames, types=4):
-    return np.array([np.bincount(f["types"], minlength=types) for f in frames], dtype=np.float64)
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -130,79 +50,6 @@ def test_a_small_spread_around_a_large_mean_keeps_its_digits(size):
     for name in ("total_energy_std", "per_atom_energy_std"):
         assert_equal(found, {name: wide.std(ddof=1)})
         assert_equal(found, {name: energy.std(ddof=1)})
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    values=st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=50),
-    offset=st.sampled_from([0.0, 1e5, -1e8]),
-    cuts=st.lists(st.integers(0, 50), max_size=5),
-)
-def test_moments_of_any_split_are_the_same(values, offset, cuts):
-    data = np.array(values) + offset
-    ends = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    moments, merged = RunningMoments(), RunningMoments()
-    for start, end in pairwise(ends):
-        moments.update(torch.tensor(data[start:end]))
-        part = RunningMoments()
-        part.update(torch.tensor(data[start:end]))
-        merged.merge(part)
-    wide = data.astype(np.longdouble)
-    for found in (moments, merged):
-        assert math.isclose(found.mean.item(), wide.mean(), rel_tol=1e-13, abs_tol=1e-12)
-        # numbers of this size have an absolute spacing of 1e-16 times it
-        spacing = 1e-15 * (abs(offset) + 1e3)
-        assert math.isclose(found.std().item(), wide.std(ddof=1), rel_tol=1e-12, abs_tol=spacing)
-
-
-def test_least_squares_is_exact_for_exact_data():
-    counts = np.tile(compositions(make_frames(500, mean=0.0)), (20, 1))
-    energies = counts @ (ATOMIC + 1e5)
-    running = RunningLeastSquares(4)
-    for start in range(0, len(counts), 3):
-        running.update(
-            torch.tensor(counts[start : start + 3]), torch.tensor(energies[start : start + 3])
-        )
-        assert running._num_waiting < 5000
-    found, unknown = running.solve()
-    np.testing.assert_allclose(found, ATOMIC + 1e5, rtol=1e-12)
-    assert unknown.abs().max() < 1e-12
-    assert len(running._factor) == 5, "rows must not pile up"
-
-
-def water(count=5):
-    frames = make_frames(count)
-    for frame in frames:
-        frame["types"] = np.array([0, 0, 2] * (len(frame["types"]) // 3 + 1))
-        n = len(frame["types"])
-        frame["forces"], frame["edges"] = np.ones((n, 3)), np.zeros((2, 0), dtype=np.int64)
-        frame["energy"] = -5.0 * n
-    return frames
-
-
-def test_types_that_compositions_cannot_tell_apart_are_named():
-    frames = water()
-    manager = CommonDatasetStatistics(type_names=NAMES)
-    found = manager.get_statistics(to_batches(frames, 2))
-    with pytest.warns(UserWarning) as caught:
-        values = found["per_type_energy_lstsq"]
-    message = str(caught[0].message)
-    assert "H, O apart" in message and "C, Cu never occurs" in message
-    # minimum norm for E = -15 eV per H2O: (2, 1) * -15 / 5
-    np.testing.assert_allclose(list(values.values()), [-6.0, 0.0, -3.0, 0.0], atol=1e-12)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        _ = found["per_atom_energy_mean"]
-
-
-def test_two_groups_of_types_are_named_one_by_one():
-    frames = water(2)
-    for frame in water(2):
-        frame["types"] = frame["types"] + 1  # C2 Cu
-        frames.append(frame)
-    found = CommonDatasetStatistics(type_names=NAMES).get_statistics(to_batches(frames, 4))
-    with pytest.warns(UserWarning, match=r"H, O apart.*C, Cu apart"):
-        found.get("per_type_energy_lstsq")
 
 
 def test_types_that_never_occur_are_named(caplog):

@@ -37,3 +37,25 @@ def test_modes_without_gradients_give_the_same_numbers(mode):
     with getattr(torch, mode)():
         got = OP.op(*inputs, CASE.problem)
     assert torch.equal(got, OP.op(*inputs, CASE.problem))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_lazy_tensors_and_transforms_of_torch(name):
+    """Views with a sign bit and zeros without memory are read as what they mean; vmap works, and
+    what would silently lose a derivative is refused."""
+    table = OPERATORS[name]
+    case = next(iter(table.cases.values()))
+    x, *rest = table.make_inputs(case)
+    problem = getattr(case, "problem", case)
+
+    def op(x):
+        return table.op(x, *rest, problem=problem)
+
+    want = op(x)
+    assert torch.equal(op(torch._neg_view(-x)), want)
+    lazy = torch._efficientzerotensor(x.shape, dtype=x.dtype)
+    assert torch.equal(op(lazy), op(torch.zeros_like(x)))
+    assert torch.equal(torch.func.vmap(op)(torch.stack([x, x]))[1], want)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(NotImplementedError, match="forward-mode"):
+            torch.func.jvp(op, (x,), (x,))

@@ -103,22 +103,6 @@ def test_an_energy_of_zero_gives_the_shift_to_the_bit(name, backend):
     assert torch.equal(out, shifts[inputs.types if case.num_shifts > 1 else 0].expand_as(out))
 
 
-def test_threads_change_no_bit():
-    case = OP.cases["120 types"]
-    op, _ = functions(case)
-    inputs = MAKE(case, torch.float32, atoms=100_003)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3, 8):
-            torch.set_num_threads(threads)
-            results.append([d.value for d in derivatives(op, inputs, 2)])
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
 def test_sums_of_many_atoms_are_exact_to_rounding():
     """Against sums of whole numbers, which are exact in any order."""
     types = torch.arange(70_000) % 3
@@ -174,7 +158,7 @@ BAD = {
         "types: .*at least N = 37.*got 9",
     ),
     "unequal": ({"shifts": torch.ones(4, 1).double()}, RuntimeError, "shifts: expected as many"),
-    "wide x": ({"x": torch.ones(37, 2)}, RuntimeError, r"x: expected shape \[N\] or \[N, 1\]"),
+    "wide x": ({"x": torch.ones(37, 2)}, ValueError, r"x: expected shape \[N\] or \[N, 1\]"),
 }
 
 

@@ -167,24 +167,6 @@ def test_operands_are_left_alone():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["nequip-M-hidden", "odd-multiplicities", "nequip-S-first"])
-def test_bits_do_not_depend_on_threads_or_run(name, dtype):
-    case = OP.cases[name]
-    inputs = make_inputs(case, dtype, nodes=37, edges=900)
-    conv = partial(OP.op, problem=case.problem)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 1, 2, 3, 5, 8):
-            torch.set_num_threads(count)
-            results.append(derivatives(conv, inputs, order=2))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        for got, first in zip(other, results[0], strict=True):
-            assert torch.equal(got.value, first.value), got.name
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_order_of_edges_changes_only_the_rounding(dtype):
     inputs = make_inputs(CASE, dtype, nodes=9, edges=300)
     shuffle = torch.randperm(300, generator=torch.Generator().manual_seed(5))

@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -23,6 +25,13 @@ inline void parallel_for(int64_t parts, void (*f)(int64_t, void*), void* context
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) f(part, context);
   });
+}
+
+// As many parts as torch has threads, at most `limit`, and none with less than about 20 us of work:
+// `work` counts how many times 20 us there are.
+inline int64_t parts(int64_t work, int64_t limit = INT64_MAX) {
+  return std::max<int64_t>(
+      1, std::min<int64_t>({int64_t(torch::stable::get_num_threads()), work, limit}));
 }
 
 // The operators' Python pages check what users pass. Compiled models call the C++ operators

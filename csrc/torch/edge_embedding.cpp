@@ -1,7 +1,6 @@
 // fastmlip::edge_embedding_cpu and its derivatives.
 #include "../edge_embedding.h"
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -44,9 +43,7 @@ struct Call {
              0,     terms / 4,     factor, tables.const_data_ptr<int64_t>()};
     check_terms();
     if (edge_type_) check_types(*edge_type_);
-    const int64_t work = edges / 512;  // not less than about 20 us
-    threads =
-        std::max<int64_t>(1, std::min<int64_t>(int64_t(torch::stable::get_num_threads()), work));
+    threads = parts(edges / 512);
   }
 
   void check_terms() const {

@@ -13,12 +13,6 @@ FASTMLIP_KERNELS(ScaleShift, scale_shift)
 
 namespace {
 
-// As many parts as torch has threads, but none of less than about 10 us.
-int64_t parts(int64_t num_atoms) {
-  if (num_atoms < 2 << 14) return 1;
-  return std::min<int64_t>(torch::stable::get_num_threads(), num_atoms >> 14);
-}
-
 // Straight through the C interface: a third of the time of a call to aten::new_empty.
 Tensor empty(int64_t rows, int64_t columns, int64_t dim, bool single) {
   const int64_t sizes[] = {rows, columns}, strides[] = {dim == 2 ? columns : 1, 1};
@@ -83,7 +77,7 @@ Tensor scale_shift_cpu(const Tensor& x_any, const Tensor& types_any,
   const Types index = num_types > 1 ? atom_types(types, num_atoms) : Types{nullptr, false};
   Tensor out = empty(num_atoms, 1, x.dim(), single);
   expect_types(scale_shift().apply(in, index, s, b, {out.data_ptr(), single}, num_atoms,
-                                   parallel_for, parts(num_atoms)),
+                                   parallel_for, parts(num_atoms >> 14)),
                index, num_types);
   return out;
 }
@@ -98,7 +92,7 @@ std::tuple<Tensor, Tensor> scale_shift_sums_cpu(const Tensor& grad_any, const Te
   Tensor dscales = empty(num_types, 1, 2, false), dshifts = empty(num_types, 1, 2, false);
   expect_types(scale_shift().sum(g, in, index, dscales.mutable_data_ptr<double>(),
                                  dshifts.mutable_data_ptr<double>(), num_types, num_atoms,
-                                 parallel_for, parts(num_atoms)),
+                                 parallel_for, parts(num_atoms >> 14)),
                index, num_types);
   return {dscales, dshifts};
 }

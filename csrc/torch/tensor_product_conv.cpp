@@ -1,7 +1,6 @@
 // fastmlip::tensor_product_conv_cpu and its derivatives.
 #include "../tensor_product_conv.h"
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -14,11 +13,8 @@ FASTMLIP_KERNELS(TensorProductConv, tensor_product_conv)
 
 namespace {
 
-// As many parts as torch has threads, but none with less than about 20 us of work.
-int64_t parts(int64_t num_nodes, int64_t num_edges, int64_t weight_numel) {
-  const int64_t work = num_edges * (weight_numel + 64) / (1 << 15);
-  return std::max<int64_t>(
-      1, std::min<int64_t>({int64_t(torch::stable::get_num_threads()), work, num_nodes}));
+int64_t parts_of(const EdgeOrder& edges, int64_t weight_numel) {
+  return parts(edges.num_edges * (weight_numel + 64) / (1 << 15), edges.num_nodes);
 }
 
 // Checks what could read out of bounds; returns the columns of the result.
@@ -61,7 +57,7 @@ EdgeOrder edges_of(const Tensor& order, const Operands& in) {
 
 void receive(const Operands& in, const Tensor& order, const Tensor& tables, Tensor& out) {
   const EdgeOrder edges = edges_of(order, in);
-  const int64_t threads = parts(edges.num_nodes, edges.num_edges, in.w.size(1));
+  const int64_t threads = parts_of(edges, in.w.size(1));
   const int64_t* table = tables.const_data_ptr<int64_t>();
   if (in.x.scalar_type() == ScalarType::Double) {
     Tensors<double> t = in.pointers<double>();
@@ -77,7 +73,7 @@ void receive(const Operands& in, const Tensor& order, const Tensor& tables, Tens
 void send(const Operands& in, const Tensor& order, const Tensor& tables, Tensor& dx, Tensor& da,
           Tensor& dw) {
   const EdgeOrder edges = edges_of(order, in);
-  const int64_t threads = parts(edges.num_nodes, edges.num_edges, in.w.size(1));
+  const int64_t threads = parts_of(edges, in.w.size(1));
   const int64_t* table = tables.const_data_ptr<int64_t>();
   if (in.x.scalar_type() == ScalarType::Double) {
     Tensors<double> t = in.pointers<double>();

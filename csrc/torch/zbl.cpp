@@ -1,7 +1,6 @@
 // fastmlip::zbl_cpu and fastmlip::zbl_backward_cpu.
 #include "../zbl.h"
 
-#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <vector>
@@ -13,11 +12,6 @@ namespace fastmlip {
 FASTMLIP_KERNELS(Zbl, zbl)
 
 namespace {
-
-int64_t parts(int64_t num_edges) {  // none with less than about 20 us of work
-  return std::max<int64_t>(
-      1, std::min<int64_t>(int64_t(torch::stable::get_num_threads()), num_edges / 4096));
-}
 
 double value(const Tensor& t, int64_t i) {
   return t.scalar_type() == ScalarType::Double ? t.const_data_ptr<double>()[i]
@@ -98,6 +92,8 @@ struct Call {
     }
   }
 
+  int64_t threads() const { return parts(length.size(0) / 4096); }
+
   template <class T>
   ZblEdges<T> edges() const {
     const bool normed = cutoff.dim() == 1;
@@ -135,7 +131,7 @@ Tensor zbl_cpu(const Tensor& length, const std::optional<Tensor>& weight, const 
   const Call call(length, weight, cutoff, index, types, numbers, prefactor, p, order, num_nodes);
   Tensor out = torch::stable::new_empty(call.length, {num_nodes}, ScalarType::Double);
   double* to = out.mutable_data_ptr<double>();
-  const int64_t threads = parts(call.length.size(0));
+  const int64_t threads = call.threads();
   call.expect_none(call.length.scalar_type() == ScalarType::Double
                        ? zbl().nodes_f64(call.edges<double>(), to, parallel_for, threads)
                        : zbl().nodes_f32(call.edges<float>(), to, parallel_for, threads));
@@ -152,7 +148,7 @@ Tensor zbl_backward_cpu(const Tensor& grad, const Tensor& length,
   expect_length("grad", g, num_nodes);
   const Call call(length, weight, cutoff, index, types, numbers, prefactor, p, order, num_nodes);
   Tensor out = empty_as(call.length);
-  const int64_t threads = parts(call.length.size(0));
+  const int64_t threads = call.threads();
   const double* from = g.const_data_ptr<double>();
   call.expect_none(call.length.scalar_type() == ScalarType::Double
                        ? zbl().edges_f64(call.edges<double>(), from, out.mutable_data_ptr<double>(),

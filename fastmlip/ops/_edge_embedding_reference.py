@@ -180,12 +180,12 @@ def _ladder(vec, roots, rmax_recip, gradients, tables, l_max: int, p: int, facto
         a[k] = a[k] + value * (g_attrs[i] * scales[degree]) * harmonics[j]
     attrs = [harmonics[i] * scales[math.isqrt(i)] for i in range((l_max + 1) ** 2)]
 
-    inside = _parts(x)[0] < 1
+    outside = _parts(x)[0] >= 1  # so NaN stays NaN
     below = _power(x, p - 1)
     rest = 1.0 - x
     cutoff = 1.0 - below * x * (x * (x * (p * (p + 1) / 2) - p * (p + 2.0)) + (p + 1) * (p + 2) / 2)
-    cutoff = _where(inside, cutoff, zero)
-    slope = _where(inside, below * rest * rest * (-p * (p + 1) * (p + 2) / 2), zero)
+    cutoff = _where(outside, zero, cutoff)
+    slope = _where(outside, zero, below * rest * rest * (-p * (p + 1) * (p + 2) / 2))
 
     d_x = slope * g_cutoff + g_norm
     embedding, d_roots = [], []

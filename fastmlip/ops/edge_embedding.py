@@ -118,7 +118,7 @@ def _check(edge_vec, roots, rmax_recip, edge_type, l_max, p, dtype) -> None:
         raise ValueError(f"roots: expected shape [B] or [1, B], got {tuple(roots.shape)}")
     if not -1 <= l_max <= 11:
         raise ValueError(f"l_max: expected -1 (no harmonics) to 11, got {l_max}")
-    if p != int(p) or p < 2:
+    if not p >= 2 or p % 1 != 0:
         raise ValueError(f"p: expected an integer of at least 2, got {p}")
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")

@@ -12,9 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-
-_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-_PLAIN = (torch.Tensor, torch.nn.Parameter, type(None), int, float, bool, str)
+from torch.autograd import forward_ad
 
 
 class Rung(NamedTuple):
@@ -40,35 +38,32 @@ def ladder(rungs: dict[str, Rung]) -> dict[str, Callable[..., Any]]:
 
 
 def _call(operator: Any, save: Callable[..., None], vjp: Callable[..., Any]) -> Callable[..., Any]:
-    native = torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CPU")
-
     class Eager(torch.autograd.Function):
         # without a setup_context, for which torch would inspect signatures at every call
         @staticmethod
         def forward(ctx, *operands):
             save(ctx, operands, None)
-            return _below_autograd(operator, native, operands)
+            return _below_autograd(operator, operands)
 
         backward = staticmethod(vjp)
 
     def call(*operands):
-        if torch.compiler.is_compiling():
+        if forward_ad._current_level >= 0:  # torch would take the tangents for zero
+            raise NotImplementedError(
+                f"{operator.name()}: no forward-mode derivatives (torch.func.jvp, dual numbers); "
+                "expected torch.autograd.grad"
+            )
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return operator(*operands)
         if torch.is_grad_enabled():
             return Eager.apply(*operands)
-        return _below_autograd(operator, native, operands)
+        return _below_autograd(operator, operands)
 
     return call
 
 
-def _below_autograd(operator: Any, native: bool, operands: tuple) -> Any:
-    """``operator`` without autograd; straight to its CPU kernel where nothing can be watching."""
-    if (
-        native
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._autograd._profiler_enabled()
-        and all(type(value) in _PLAIN for value in operands)
-    ):
-        return operator.redispatch(_CPU, *operands)
+def _below_autograd(operator: Any, operands: tuple) -> Any:
+    """``operator`` without its registered formula, but with all else that torch does at a call:
+    profilers and modes, lazy zeros and negations of tensors."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator(*operands)

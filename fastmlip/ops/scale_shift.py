@@ -4,9 +4,9 @@ With the type t_i of atom i, scales alpha and shifts E0::
 
     out[i] = alpha[t_i] * x[i] + E0[t_i]
 
-in one pass, the cast to float64 included. One value for all types (``[1, 1]``) reads no types and
-is one ``torch.addcmul``. Where ``x[i]`` is zero, as for an atom without neighbours, ``out[i]`` is
-``E0[t_i]`` to the bit.
+in one pass, the cast to float64 included. One value for all types (``[1, 1]``) reads no types, and
+without a gradient is one ``torch.addcmul``. Where ``x[i]`` is zero, as for an atom without
+neighbours, ``out[i]`` is ``E0[t_i]`` to the bit.
 
 Two operators are each other's derivatives to every order, because ``out`` is linear in x and in
 (alpha, E0), and the second is the transpose of the first in (alpha, E0)::
@@ -55,13 +55,18 @@ def scale_shift(
     """
     if x.dtype not in FLOATS:
         x = _as_float(x)
+    if x.dim() != 1 and not (x.dim() == 2 and x.shape[1] == 1):
+        raise ValueError(f"x: expected shape [N] or [N, 1], got {tuple(x.shape)}")
     if types.dtype not in INTEGERS:
         raise TypeError(f"types: expected int32 or int64, got {types.dtype}")
     if scales is not None and (scales.dtype is not torch.float64 or scales.dim() != 2):
         _refuse("scales", scales)
     if shifts is not None and (shifts.dtype is not torch.float64 or shifts.dim() != 2):
         _refuse("shifts", shifts)
-    if _one_value(scales) and _one_value(shifts):
+    for name, given in (("types", types), ("scales", scales), ("shifts", shifts)):
+        if given is not None and given.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device} as x has, got {given.device}")
+    if _one_constant(scales) and _one_constant(shifts):
         return _same_for_all_types(x, scales, shifts)
     which = backend.choose(x)
     if which == "reference":
@@ -70,8 +75,10 @@ def scale_shift(
     return calls["apply"](x, types, scales, shifts, False)
 
 
-def _one_value(values: Tensor | None) -> bool:
-    return values is None or values.shape[0] == 1
+def _one_constant(values: Tensor | None) -> bool:
+    """One value for all types, without a gradient: torch's own sums, in which that would end, have
+    other bits for another number of threads."""
+    return values is None or (values.shape[0] == 1 and not values.requires_grad)
 
 
 def _same_for_all_types(x: Tensor, scales: Tensor | None, shifts: Tensor | None) -> Tensor:

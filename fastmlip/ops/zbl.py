@@ -85,9 +85,9 @@ def zbl(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: an index or a type out of range (on a GPU when the device synchronises).
     """
+    _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p)
     if num_nodes is None:
         num_nodes = atom_types.shape[0]
-    _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p)
     if cutoff.dim() == 2:
         cutoff = cutoff.double()
     which = backend.choose(edge_length)

@@ -56,15 +56,9 @@ class _Part(torch.nn.Module):
             self.irreps_out.setdefault(name, value)
 
 
-class FastSphericalHarmonicEdgeAttrs(_Part):
-    """The end of the chain computes its field."""
-
-    def forward(self, data: dict[str, Any]) -> dict[str, Any]:
-        return data
-
-
-class FastApplyFactor(_Part):
-    """The end of the chain applies its factor."""
+class ComputedAtEnd(_Part):
+    """Takes the place of ``SphericalHarmonicEdgeAttrs`` or ``ApplyFactor``: the end of the chain
+    computes its field, or applies its factor."""
 
     def forward(self, data: dict[str, Any]) -> dict[str, Any]:
         return data
@@ -136,12 +130,12 @@ class FastBesselEdgeLengthEncoding(_Part):
 
 
 PARTS = {
-    "SphericalHarmonicEdgeAttrs": FastSphericalHarmonicEdgeAttrs,
+    "SphericalHarmonicEdgeAttrs": ComputedAtEnd,
     "EdgeLengthNormalizer": FastEdgeLengthNormalizer,
     "BesselEdgeLengthEncoding": FastBesselEdgeLengthEncoding,
-    "ApplyFactor": FastApplyFactor,
+    "ApplyFactor": ComputedAtEnd,
 }
-FAST = tuple(PARTS.values())
+FAST = tuple(dict.fromkeys(PARTS.values()))
 
 
 def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | None:

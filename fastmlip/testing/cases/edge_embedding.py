@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,23 +59,26 @@ def make_inputs(
     return Inputs(vec.to(device, dtype), roots.to(device, dtype), types.to(device))
 
 
-def arguments(case: Case, edge_type: torch.Tensor) -> dict:
+def arguments(inputs: Inputs, case: Case) -> dict[str, Any]:
     """Keyword arguments of the operator, its tables and cutoffs included."""
-    device = str(edge_type.device)
+    vec, roots, edge_type = inputs
+    device = str(vec.device)
     return {
+        "edge_vec": vec,
+        "roots": roots.double(),
         "rmax_recip": case.rmax_recip(device),
         "edge_type": edge_type if case.types else None,
         "l_max": case.l_max,
         "p": case.p,
         "factor": case.factor,
+        "dtype": vec.dtype,
         "tables": tables(case.l_max, case.normalization).to(device),
     }
 
 
 def _side_by_side(function, edge_vec, roots, edge_type, case: Case) -> torch.Tensor:
-    dtype = edge_vec.dtype
-    out = function(edge_vec, roots.double(), dtype=dtype, **arguments(case, edge_type))
-    return torch.cat([value.to(dtype) for value in out], 1)
+    out = function(**arguments(Inputs(edge_vec, roots, edge_type), case))
+    return torch.cat([value.to(edge_vec.dtype) for value in out], 1)
 
 
 def op(edge_vec, roots, edge_type, problem: Case) -> torch.Tensor:
@@ -100,4 +103,4 @@ CASES = {
     "high-l": Case(8, num_bessels=2),
 }
 
-OPERATOR = Operator(op, reference, make_inputs, CASES)
+OPERATOR = Operator(op, reference, make_inputs, CASES, arguments, {"edges": 4200})

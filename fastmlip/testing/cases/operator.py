@@ -9,12 +9,18 @@ import torch
 
 
 class Operator(NamedTuple):
-    """``op(*inputs, problem)`` and ``reference(*inputs, problem)`` on ``make_inputs(case)``."""
+    """``op(*inputs, problem)`` and ``reference(*inputs, problem)`` on ``make_inputs(case)``.
+
+    ``arguments(inputs, case)`` are the same operands as keyword arguments of the public function
+    ``fastmlip.ops.NAME``; ``large`` are arguments of ``make_inputs`` that give work to 8 threads.
+    """
 
     op: Callable[..., torch.Tensor]
     reference: Callable[..., torch.Tensor]
     make_inputs: Callable[..., Any]
     cases: dict[str, Any]
+    arguments: Callable[[Any, Any], dict[str, Any]]
+    large: dict[str, int]
     slow: frozenset[str] = frozenset()  # names of rows left to `make test-all`
 
     def rows(self, *choices: Any) -> list[Any]:

@@ -124,4 +124,14 @@ RADIAL_CONV = {
     "one weight, pairs": _case("path-weights", "edge_pair", 1),
 }
 
-OPERATOR = Operator(radial_conv, reference, make_inputs, RADIAL_CONV)
+
+def arguments(inputs: Inputs, case: Case) -> dict[str, Any]:
+    """Keyword arguments of the operator."""
+    named, problem = inputs._asdict(), case.problem
+    chosen = problem.named(named.pop("chosen"))
+    return {**named, **chosen, "problem": problem.product}
+
+
+OPERATOR = Operator(
+    radial_conv, reference, make_inputs, RADIAL_CONV, arguments, {"nodes": 37, "edges": 3300}
+)

@@ -63,6 +63,12 @@ def make_inputs(
     return Inputs(x if column else x.flatten(), types, scales, shifts)
 
 
+def arguments(inputs: Inputs, case: Case) -> dict[str, torch.Tensor | None]:
+    """Keyword arguments of the operator, without what the case does not have."""
+    has = {"scales": case.num_scales > 0, "shifts": case.num_shifts > 0}
+    return {name: t if has.get(name, True) else None for name, t in inputs._asdict().items()}
+
+
 def _without(function):
     def run(x, types, scales, shifts, problem):
         return function(x, types, scales if problem[0] else None, shifts if problem[1] else None)
@@ -84,4 +90,7 @@ SCALE_SHIFTS = {
     "120 types": Case(120, 120, 120),
 }
 
-OPERATOR = Operator(_without(scale_shift), _without(reference), make_inputs, SCALE_SHIFTS)
+OPERATOR = Operator(
+    _without(scale_shift), _without(reference), make_inputs, SCALE_SHIFTS, arguments,
+    {"atoms": 140_000},
+)  # fmt: skip

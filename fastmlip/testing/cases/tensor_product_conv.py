@@ -239,4 +239,13 @@ SLOW = frozenset(
     )
 )  # fmt: skip
 
-OPERATOR = Operator(tensor_product_conv, reference, make_inputs, TENSOR_PRODUCTS, SLOW)
+
+def arguments(inputs: Inputs, case: Case) -> dict:
+    """Keyword arguments of the operator."""
+    return {**inputs._asdict(), "problem": case.problem}
+
+
+OPERATOR = Operator(
+    tensor_product_conv, reference, make_inputs, TENSOR_PRODUCTS, arguments,
+    {"nodes": 37, "edges": 3300}, SLOW,
+)  # fmt: skip

@@ -114,4 +114,12 @@ ZBL = {
     "every element": Case(Problem(tuple(range(1, 119)), 6.0)),
 }  # fmt: skip
 
-OPERATOR = Operator(zbl, reference, make_inputs, ZBL)
+
+def arguments(inputs: Inputs, case: Case) -> dict[str, Any]:
+    """Keyword arguments of the operator."""
+    names = ("atomic_numbers", "prefactor", "cutoff", "p", "num_nodes")
+    rest = case.problem.arguments(inputs)
+    return {**inputs._asdict(), **dict(zip(names, rest, strict=True))}
+
+
+OPERATOR = Operator(zbl, reference, make_inputs, ZBL, arguments, {"nodes": 700, "edges": 33_000})
