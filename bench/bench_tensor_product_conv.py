@@ -20,7 +20,8 @@ from .rows import WHATS, Derivatives, total
 
 NODES, DEGREE = 108, 50
 SCALING = {"nequip-M-hidden": (8, 32, 512)}
-_, reference, _, CASES, SLOW = OPERATORS["tensor_product_conv"]
+OPERATOR = OPERATORS["tensor_product_conv"]
+reference, CASES, SLOW = OPERATOR.reference, OPERATOR.cases, OPERATOR.slow
 MODELS = [name for name in CASES if name.startswith(("nequip", "sevennet", "mace", "allegro"))]
 SIZES = [
     pytest.param(name, nodes, marks=pytest.mark.slow if name in SLOW or nodes > NODES else ())

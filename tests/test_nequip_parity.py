@@ -79,7 +79,7 @@ def test_the_swap_is_what_runs(config, monkeypatch):
     outputs(stock, data()["own images"])
     assert not calls
     outputs(fast, data()["own images"])
-    assert len(calls) == sum(type(m).__name__ == "InteractionBlock" for m in fast.modules())
+    assert len(calls) == sum(type(m).__name__ == "FastInteractionBlock" for m in fast.modules())
 
 
 @pytest.mark.parametrize("config", ["M", *ODD])

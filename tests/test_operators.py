@@ -79,9 +79,10 @@ def prepared(operator, inputs):
     if operator == "zbl":
         rest = problem.arguments(inputs)
         return lambda *operands: zbl(*operands, *rest)
-    rest = edge_embedding_arguments(problem, inputs.edge_type)
+    rest = edge_embedding_arguments(inputs, problem)
+    del rest["edge_vec"], rest["roots"]
     return lambda vec, roots, _: torch.cat(
-        [t.double() for t in edge_embedding(vec, roots.double(), dtype=vec.dtype, **rest)], 1
+        [t.double() for t in edge_embedding(vec, roots.double(), **rest)], 1
     )
 
 

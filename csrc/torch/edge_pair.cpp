@@ -1,8 +1,6 @@
 // fastmlip::edge_pair_cpu
 #include "../edge_pair.h"
 
-#include <algorithm>
-
 #include "common.h"
 
 namespace fastmlip {
@@ -10,10 +8,8 @@ namespace {
 
 template <class T, class U>
 void fill(const Tensor& vec, const Tensor& embedding, const EdgeOrder& order, Tensor& pair) {
-  const int64_t parts = std::max<int64_t>(
-      1, std::min<int64_t>(torch::stable::get_num_threads(), order.num_edges / 1000));
   edge_pair(vec.const_data_ptr<T>(), embedding.const_data_ptr<U>(), embedding.size(1), order,
-            pair.mutable_data_ptr<int64_t>(), parallel_for, parts);
+            pair.mutable_data_ptr<int64_t>(), parallel_for, parts(order.num_edges / 1000));
 }
 
 Tensor edge_pair_cpu(const Tensor& edge_vec, const Tensor& edge_embedding, const Tensor& order,

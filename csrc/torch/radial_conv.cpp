@@ -1,7 +1,6 @@
 // fastmlip::radial_conv_cpu and its derivative.
 #include "../radial_conv.h"
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -61,11 +60,7 @@ struct Call {
       expect(values[e] >= 0 && values[e] < limit, std::string(name) + ": out of range");
   }
 
-  int64_t threads() const {
-    const int64_t work = edges * (weight.size(1) + 64) / (1 << 15);
-    return std::max<int64_t>(
-        1, std::min<int64_t>({int64_t(torch::stable::get_num_threads()), work, nodes}));
-  }
+  int64_t threads() const { return parts(edges * (weight.size(1) + 64) / (1 << 15), nodes); }
 
   template <class T>
   RadialTensors<T> pointers() const {

@@ -62,6 +62,14 @@ def one_sided(context: Context, side: Side) -> Errors:
             yield frame.name, context.worst(side(data), stock(data), frame)
 
 
+def frozen(context: Context, side: Side) -> Errors:
+    """What ``parity`` and ``one_sided`` find where no parameter can be trained."""
+    with side.frozen():
+        for quantity in ("energies", "forces", "stress"):
+            yield from parity(quantity)(context, side)
+        yield from one_sided(context, side)
+
+
 def gradients(context: Context, side: Side) -> Errors:
     """Errors of parameter gradients against stock."""
     for frame in context.frames:

@@ -109,6 +109,20 @@ class Side:
         return torch.stack(products).detach()
 
     @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Without parameters to train, as in a compiled model."""
+        parameters = list(self.trainable.values())
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        self._known, before = {}, self._known
+        try:
+            yield
+        finally:
+            self._known = before
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    @contextlib.contextmanager
     def _training(self) -> Iterator[None]:
         """Keeps the graph of the forces."""
         before = self.model.training
@@ -172,6 +186,8 @@ def operators_run(side: Side, data: Data, training: bool) -> dict[str, int]:
     """Names of the fastmlip operators that an evaluation calls, and how often."""
     with _Called() as called:
         side(data)
+        with side.frozen():
+            side(data)
         if training:
             side.hessian_products(data, torch.ones_like(data[POS])[None])
     return dict(sorted(called.names.items()))

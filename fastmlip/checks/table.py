@@ -60,6 +60,10 @@ CHECKS = (
         1e-10, 2e-5, measure.one_sided, (STOCK,),
     ),
     Check(
+        "frozen parameters", "the four above, as a compiled model computes them",
+        1e-10, 2e-5, measure.frozen, (STOCK, TRAINING),
+    ),
+    Check(
         "parameter gradients", "of a loss on energies, forces and stress, against stock",
         1e-9, 1e-4, measure.gradients, (STOCK, AUTOGRAD, TRAINING),
     ),

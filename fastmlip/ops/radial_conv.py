@@ -28,6 +28,7 @@ import torch
 from fastmlip import backend
 from fastmlip.ops.edge_order import edge_order
 from fastmlip.ops.ladder import Rung, ladder
+from fastmlip.ops.tensor_product_conv import reference as conv_reference
 from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.problem import TensorProductProblem
 
@@ -92,18 +93,26 @@ def _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair,
             raise ValueError(
                 f"{name}: expected shape {meaning} with {columns} columns, got {tuple(value.shape)}"
             )
-    if radial.dim() != 2:
+    if radial.dim() != 2 or radial.shape[1] == 0:
         raise ValueError(f"radial: expected shape [E, width], got {tuple(radial.shape)}")
     for name, value in (("edge_attr", edge_attr), ("radial", radial), ("weight", weight)):
         if value.dtype != x.dtype:
             raise TypeError(f"{name}: expected {x.dtype} as x has, got {value.dtype}")
-        if value.device != x.device:
-            raise ValueError(f"{name}: expected device {x.device} as x has, got {value.device}")
+    for name, other in (
+        ("edge_attr", edge_attr), ("radial", radial), ("weight", weight), ("edge_dst", edge_dst),
+        ("edge_src", edge_src), ("edge_pair", edge_pair), ("first_row", first_row),
+    ):  # fmt: skip
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device} as x has, got {other.device}")
     for name, index in (("edge_dst", edge_dst), ("edge_src", edge_src)):
         if index.dim() != 1:
             raise ValueError(f"{name}: expected shape [E], got {tuple(index.shape)}")
         if index.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{name}: expected int32 or int64, got {index.dtype}")
+    if edge_dst.dtype != edge_src.dtype:
+        raise TypeError(
+            f"edge_src: expected {edge_dst.dtype} as edge_dst has, got {edge_src.dtype}"
+        )
     if edge_pair is not None and first_row is not None:
         raise ValueError("edge_pair and first_row: give one of them, not both")
     for name, index in (("edge_pair", edge_pair), ("first_row", first_row)):
@@ -126,6 +135,22 @@ def _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair,
 
 
 # ---------------------------------------------------------------- in plain PyTorch
+
+
+def reference(
+    x: Tensor,
+    edge_attr: Tensor,
+    radial: Tensor,
+    weight: Tensor,
+    edge_dst: Tensor,
+    edge_src: Tensor,
+    problem: TensorProductProblem,
+    edge_pair: Tensor | None = None,
+    first_row: Tensor | None = None,
+) -> Tensor:
+    """The formula of this page; differentiable by torch's own autograd to any order."""
+    edge_weight = edge_weights(radial, weight, edge_pair, first_row)
+    return conv_reference(x, edge_attr, edge_weight, edge_dst, edge_src, problem)
 
 
 def edge_weights(

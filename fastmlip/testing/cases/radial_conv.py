@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastmlip.ops.radial_conv import edge_weights
 from fastmlip.ops.radial_conv import radial_conv as radial_conv_operator
-from fastmlip.ops.tensor_product_conv import reference as conv_reference
+from fastmlip.ops.radial_conv import reference as radial_conv_reference
 from fastmlip.problem import TensorProductProblem
 from fastmlip.testing.cases import tensor_product_conv
 from fastmlip.testing.cases.operator import Operator
@@ -67,11 +66,10 @@ def radial_conv(*inputs: torch.Tensor, problem: Problem) -> torch.Tensor:
 
 
 def reference(*inputs: torch.Tensor, problem: Problem) -> torch.Tensor:
-    """tensor_product_conv's reference with the weights that the page's formula gives."""
-    x, edge_attr, radial, weight, edge_dst, edge_src, chosen = inputs
-    named: dict[str, Any] = {"edge_pair": None, "first_row": None} | problem.named(chosen)
-    w = edge_weights(radial, weight, **named)
-    return conv_reference(x, edge_attr, w, edge_dst, edge_src, problem.product)
+    """The reference on the same operands."""
+    *operands, chosen = inputs
+    function: Any = radial_conv_reference
+    return function(*operands, problem.product, **problem.named(chosen))
 
 
 def make_inputs(
