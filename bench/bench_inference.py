@@ -37,7 +37,7 @@ CELLS = {108: 3, 1372: 7, 10976: 14, 97556: 29}
 
 
 def _alloy(cells):
-    atoms = bulk("Au", "fcc", a=4.0, cubic=True) * (cells,) * 3
+    atoms = bulk("Au", "fcc", a=4.0, cubic=True) * ((cells,) * 3)
     atoms.rattle(0.1, seed=1)
     return atoms
 
