@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import ase.io
+import torch
 import typer
 from ase import units
 from ase.md.langevin import Langevin
@@ -20,18 +21,20 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 from nequip.integrations.ase import NequIPCalculator
 from nequip.model import ModelFromCheckpoint, ModelFromPackage
+from nequip.utils.global_state import set_global_state
 from rich.console import Console
 from rich.progress import track
 
 import fastmlip
 
 
-def load(file: Path):
+def load(file: Path) -> torch.nn.Module:
+    set_global_state(allow_tf32=False)
     if file.suffix == ".ckpt":
         model = ModelFromCheckpoint(str(file))
     else:
         model = ModelFromPackage(str(file))
-    return model["sole_model"] if isinstance(model, dict) or hasattr(model, "keys") else model
+    return model["sole_model"] if isinstance(model, torch.nn.ModuleDict) else model
 
 
 def calculator(model, r_max: float, type_names: list[str]) -> NequIPCalculator:

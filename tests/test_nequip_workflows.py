@@ -261,3 +261,36 @@ def test_fine_tuning_a_package_with_the_modifier(package, tmp_path):
     again = tmp_path / "again.nequip.zip"
     run(["nequip-package", "build", tmp_path / "last.ckpt", again], tmp_path)
     assert kinds(from_package(again)) == {"TensorProductScatter"}
+
+
+def test_the_example_of_tabulated_md(checkpoint, atoms, tmp_path):
+    script = Path(__file__).parent.parent / "examples" / "tabulated_md.py"
+    atoms.write(tmp_path / "start.xyz")
+    command = ["python", "-W", "ignore", script, checkpoint, "start.xyz", "--steps", 2]
+    printed = run([*command, "--tol", "1e-4"], tmp_path)
+    assert "intervals, max |dF|" in printed and "ns/day" in printed
+    assert (tmp_path / "md.traj").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_tabulate_compiles_a_checkpoint(checkpoint, atoms, tmp_path):
+    """The command; what it says of the table is in the file, and forces are within tolerance."""
+    compiled = tmp_path / "model.nequip.pt2"
+    printed = run(["fastmlip", "tabulate", checkpoint, "-o", compiled, "--tol", "1e-4"], tmp_path)
+    assert "max force error" in printed
+    printed = run(["python", "-W", "ignore", "-c", FRESH, compiled], tmp_path)
+    got = json.loads(next(line for line in printed.splitlines() if line.startswith("[")))
+    want = properties(calculator_of(ModelFromCheckpoint(str(checkpoint))["sole_model"]), atoms)
+    assert (torch.tensor(got[1]) - want[1]).abs().max() < 1e-3
+
+
+def test_tabulate_says_what_is_wrong(tmp_path):
+    from typer.testing import CliRunner
+
+    from fastmlip.cli import app
+
+    result = CliRunner().invoke(app, ["tabulate", "none.ckpt", "-o", "out.nequip.pt2"])
+    assert result.exit_code == 2 and "no file" in result.output
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    result = CliRunner().invoke(app, ["tabulate", str(tmp_path / "model.ckpt"), "-o", "out.pt2"])
+    assert result.exit_code == 2 and ".nequip.pt2" in result.output
