@@ -14,13 +14,13 @@ swapped ``TensorProductScatter``. With frozen parameters, as in a compiled model
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import torch
 
 from fastmlip import backend, ops
 from fastmlip.integrations.nequip import tensor_product_scatter
+from fastmlip.integrations.nequip.derived import Derived, empty
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops.edge_order import edge_order
 
@@ -36,13 +36,12 @@ ORDER, PAIR, RADIAL, FIRST_ROW = (
 Data = dict[str, torch.Tensor]
 
 
-class FastInteractionBlock:
-    """What a class made by :func:`fast_class` has in place of the host's."""
+class FastInteractionBlock(Derived):
+    """What the derived class has in place of the host's."""
 
     num_types: int  # of the one type embedding that makes node attributes, or 0
     is_last: bool
     spline: RadialSpline | None
-
     table_metadata: dict[str, str]
 
     def _get_metadata_contributions(self: Any) -> dict[str, str]:
@@ -71,25 +70,10 @@ class FastInteractionBlock:
             return super().forward(data)  # type: ignore[misc]
         return _frozen(self, data)
 
-    def __reduce__(self: Any):
-        return _empty, (type(self).__mro__[2],), self.__dict__
-
-
-@cache
-def fast_class(host: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    """The class for modules of the class ``host``."""
-    return type("FastInteractionBlock", (FastInteractionBlock, host), {"__module__": __name__})
-
-
-def _empty(host: Any) -> torch.nn.Module:
-    new = fast_class(host).__new__(fast_class(host))
-    torch.nn.Module.__init__(new)
-    return new
-
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
-    new: Any = _empty(type(old))
+    new: Any = empty(FastInteractionBlock, type(old))
     new.__dict__.update(old.__dict__)  # children that are swapped later are swapped in both
     new.num_types = _num_types(old, model)
     blocks = [m for m in model.modules() if type(m).__name__ == type(old).__name__]
@@ -173,8 +157,10 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
         radial, weight = data[RADIAL], block.spline.coefficients
         pair, first_row = None, data[FIRST_ROW]
     else:
-        last = block.edge_mlp.mlp[-1]
-        radial, weight = block.edge_mlp.mlp[:-1](embedding), last.weight * last.alpha
+        *hidden, last = block.edge_mlp.mlp
+        radial, weight = embedding, last.weight * last.alpha
+        for layer in hidden:
+            radial = layer(radial)
         pair, first_row = data.get(PAIR), None
     if block.is_last:
         for name in (ORDER, PAIR, RADIAL, FIRST_ROW):
@@ -204,7 +190,7 @@ def self_connection(block: Any, x: torch.Tensor, data: Data) -> torch.Tensor:
         irreps.slices() for irreps in (sc.irreps_in1, sc.irreps_in2, sc.irreps_out)
     )
     blocks: list[Any] = [None] * len(slices3)
-    for path, _, weight in _paths(sc):
+    for _, path, weight in sc.weight_views(yield_instruction=True):
         mul, ir = sc.irreps_in1[path.i_in1]
         m = torch.einsum("uvw,tv->utw", weight, v[:, slices2[path.i_in2]])
         m = (m * (path.path_weight / math.sqrt(ir.dim))).flatten(1)
@@ -220,8 +206,3 @@ def self_connection(block: Any, x: torch.Tensor, data: Data) -> torch.Tensor:
         for block, s in zip(blocks, slices3, strict=True)
     ]
     return torch.cat(rows, 1)
-
-
-def _paths(sc: Any):
-    for i, instruction, weight in sc.weight_views(yield_instruction=True):
-        yield instruction, i, weight

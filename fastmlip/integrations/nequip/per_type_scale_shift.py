@@ -7,11 +7,11 @@ itself), with the same constructor: so all that NequIP finds by class keeps work
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 
+from fastmlip.integrations.nequip.derived import Derived, empty
 from fastmlip.nn import PerTypeScaleShift
 from fastmlip.nn.scale_shift import TYPES, apply
 
@@ -21,8 +21,8 @@ HOST_ATTRIBUTES = (
 )  # fmt: skip
 
 
-class FastPerTypeScaleShift:
-    """What a class made by :func:`fast_class` has in place of the host's."""
+class FastPerTypeScaleShift(Derived):
+    """What the derived class has in place of the host's."""
 
     _nequip_custom_ops_libs = ("fastmlip",)  # imported before a compiled model is loaded
 
@@ -31,25 +31,10 @@ class FastPerTypeScaleShift:
         data[self.out_field] = apply(self, data[self.field], data[TYPES])
         return data
 
-    def __reduce__(self: Any):
-        return _empty, (type(self).__mro__[2],), self.__dict__
-
-
-@cache
-def fast_class(host: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    """The class for modules of the class ``host``."""
-    return type("FastPerTypeScaleShift", (FastPerTypeScaleShift, host), {"__module__": __name__})
-
-
-def _empty(host: Any) -> torch.nn.Module:
-    new = fast_class(host).__new__(fast_class(host))
-    torch.nn.Module.__init__(new)
-    return new
-
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same parameters, buffers and attributes in a module of the fast class."""
-    new = _empty(type(old))
+    new = empty(FastPerTypeScaleShift, type(old))
     for name, value in old.__dict__.items():
         new.__dict__[name] = value.copy() if isinstance(value, dict) else value
     return new

@@ -1,0 +1,30 @@
+"""Modules of a class derived from the host's own, which a packaged model brings itself: so all that
+NequIP finds by class keeps working."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+
+
+class Derived:
+    """Base of a mixin with what a derived class has in place of the host's; it pickles."""
+
+    def __reduce__(self: Any):
+        mixin, host = type(self).__mro__[1], type(self).__bases__[1]
+        return empty, (mixin, host), self.__dict__
+
+
+@cache
+def derived_class(mixin: Any, host: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """The class of ``mixin`` for modules of the class ``host``."""
+    return type(mixin.__name__, (mixin, host), {"__module__": mixin.__module__})
+
+
+def empty(mixin: Any, host: Any) -> Any:
+    """A module of that class without parameters, buffers or attributes."""
+    new = derived_class(mixin, host).__new__(derived_class(mixin, host))
+    torch.nn.Module.__init__(new)
+    return new
