@@ -19,13 +19,14 @@ from .rows import Derivatives
 
 NODES, DEGREE = 108, 50
 OPERATOR = OPERATORS["radial_conv"]
-CASES = ("nequip-M-hidden, pairs", "nequip-M-hidden, spline")
+CASES = ("nequip-M-hidden, network", "nequip-M-hidden, pairs", "nequip-M-hidden, spline")
 WHO = {"weights made first": "plain", "fastmlip": "fused"}
 
 
-def _function(kind, problem, edge_dst, edge_src, chosen):
+def _function(kind, problem, edge_dst, edge_src, chosen, hidden):
     """Of x, edge_attr and radial; the weights of a frozen model have no gradient."""
     named = {"edge_pair": None, "first_row": None} | problem.named(chosen)
+    named["hidden"] = hidden if problem.depth else None
     tables, order = problem.product.tables(), ops.edge_order(edge_dst, edge_src, NODES)
 
     def fused(x, edge_attr, radial, weight):
@@ -56,7 +57,7 @@ def bench_radial_conv(compare, name, what, who):
     operands, weight = list(inputs[:3]), inputs.weight
     rows = {}
     for kind in WHO.values():
-        function = _function(kind, problem, inputs.edge_dst, inputs.edge_src, chosen)
+        function = _function(kind, problem, inputs.edge_dst, inputs.edge_src, chosen, inputs.hidden)
         call = partial(function, *operands, weight)
         rows[kind] = Derivatives(call, operands, [weight])
     for got, want in zip(rows["fused"].backward(), rows["plain"].backward(), strict=True):

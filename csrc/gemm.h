@@ -1,4 +1,5 @@
 // Matrix products for rows that stay in cache: a block of rows of A times B, columns a vector wide.
+// Element (r, k) of A is a[r * stride + k], or a[r + k * stride] where kAcross.
 #pragma once
 
 #include <algorithm>
@@ -12,12 +13,12 @@ constexpr int kTileRows = FASTMLIP_VECTOR_BYTES == 64 ? 8 : 4;  // with kTileVec
 constexpr int kTileVectors = 3;
 constexpr int kBlockRows = 64;  // rows of A for which B is read once
 
-// c[r] = or += sum_k a[r][k] b[k] for kTileRows rows r and C vectors of columns, `left` of them
-// in the last one. Rows whose c is null are left out.
-template <class T, int C, bool kAdd>
-[[gnu::noinline]] void gemm_tile(const T* a, int64_t depth, const T* b, int64_t b_stride, int left,
-                                 T* const* c, int64_t column) {
-  constexpr int L = kLanes<T>, R = kTileRows;
+// c[r] = or += sum_k a[r][k] b[k] for R rows r and C vectors of columns, `left` of them in the last
+// one. Rows whose c is null are left out.
+template <class T, int R, int C, bool kAdd, bool kAcross>
+[[gnu::noinline]] void gemm_tile(const T* a, int64_t stride, int64_t depth, const T* b,
+                                 int64_t b_stride, int left, T* const* c, int64_t column) {
+  constexpr int L = kLanes<T>;
   Vec<T> sum[R * C];
   unroll<R * C>(R * C, [&](int i) FASTMLIP_INLINE { sum[i] = Vec<T>{}; });
   auto products = [&](auto load_last) FASTMLIP_INLINE {
@@ -27,7 +28,7 @@ template <class T, int C, bool kAdd>
         row[v] = pin(v + 1 < C ? load(b + v * L) : load_last(b + v * L));
       });
       unroll<R>(R, [&](int r) FASTMLIP_INLINE {
-        const Vec<T> factor = pin(a[r * depth + k] + Vec<T>{});
+        const Vec<T> factor = pin(a[kAcross ? r + k * stride : r * stride + k] + Vec<T>{});
         unroll<C>(C, [&](int v) FASTMLIP_INLINE { sum[r * C + v] += factor * row[v]; });
       });
     }
@@ -48,18 +49,19 @@ template <class T, int C, bool kAdd>
   });
 }
 
-// Row r of the product, r < rows <= kBlockRows, into or (kAdd) onto c[r][0 .. columns). `a` has
-// room for kBlockRows rows of `depth`, c has kBlockRows entries, null behind `rows`.
-template <class T, bool kAdd>
-void gemm_block(const T* a, int rows, int64_t depth, const T* b, int64_t b_stride, int64_t columns,
-                T* const* c) {
+// Row r of the product, r < rows, into or (kAdd) onto c[r][0 .. columns). a and c have room for
+// whole tiles of R rows, c null behind `rows`.
+template <class T, int R, bool kAdd, bool kAcross>
+void gemm_rows(const T* a, int64_t stride, int rows, int64_t depth, const T* b, int64_t b_stride,
+               int64_t columns, T* const* c) {
   constexpr int L = kLanes<T>;
   for (int64_t column = 0; column < columns; column += kTileVectors * L) {
     const int64_t left = std::min<int64_t>(columns - column, kTileVectors * L);
     const int vectors = int((left + L - 1) / L), last = int(left - (vectors - 1) * L);
-    for (int r = 0; r < rows; r += kTileRows) {
+    for (int r = 0; r < rows; r += R) {
       auto tile = [&](auto C) {
-        gemm_tile<T, C, kAdd>(a + r * depth, depth, b + column, b_stride, last, c + r, column);
+        gemm_tile<T, R, C, kAdd, kAcross>(a + (kAcross ? r : r * stride), stride, depth, b + column,
+                                          b_stride, last, c + r, column);
       };
       if (vectors == 3)
         tile(std::integral_constant<int, 3>{});
@@ -69,6 +71,13 @@ void gemm_block(const T* a, int rows, int64_t depth, const T* b, int64_t b_strid
         tile(std::integral_constant<int, 1>{});
     }
   }
+}
+
+// The same for kBlockRows rows of A at most, one behind the other, with room for all of them.
+template <class T, bool kAdd>
+void gemm_block(const T* a, int rows, int64_t depth, const T* b, int64_t b_stride, int64_t columns,
+                T* const* c) {
+  gemm_rows<T, kTileRows, kAdd, false>(a, depth, rows, depth, b, b_stride, columns, c);
 }
 
 }  // namespace

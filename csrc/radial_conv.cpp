@@ -1,14 +1,15 @@
 // CPU kernels of radial_conv; fastmlip/ops/radial_conv.py states the formula. They are the passes
 // of tensor_product_conv over rows of edge_weight that never lie in memory all at once:
 //
-//   a product radial @ weight   is made for a chunk of nodes at a time, a pair's row once, and its
-//                               gradient summed over the pair before it goes through weight
+//   a product radial @ weight   is made for a chunk of nodes at a time, a pair's row once, with the
+//                               hidden layers in front of it; its gradient is summed over the pair
+//                               before it goes back through weight and the layers
 //   a band of weight            (splines: a few rows of it from first_row on) is made for the group
 //                               of edges at hand, in the cache next to the core
 #include "radial_conv.h"
 
-#include "gemm.h"
 #include "passes.h"
+#include "radial_network.h"
 
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
@@ -163,13 +164,6 @@ void for_blocks(int64_t rows, ParallelFor parallel_for, int64_t threads, const F
 }
 
 template <class T>
-Buffer<T> zeros(int64_t count) {
-  Buffer<T> result = allocate<T>(count);
-  std::fill_n(result.get(), count, T(0));
-  return result;
-}
-
-template <class T>
 struct ChunkRows {
   const Chunk& chunk;
   const int64_t numel;
@@ -187,56 +181,73 @@ struct ChunkRows {
   }
 };
 
-// rows[i] = radial[chunk.rows[i]] @ weight
+template <class T>
+HiddenLayers<T> hidden_layers(const RadialTensors<T>& t) {
+  return {t.hidden, t.inputs, t.width, t.depth};
+}
+
+// rows[i] = hidden layers of radial[chunk.rows[i]], times weight
 template <class T>
 void multiply(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel, T* rows,
               ParallelFor parallel_for, int64_t threads) {
   for_blocks(chunk.num_rows(), parallel_for, threads, [&] {
-    return [&, a = zeros<T>(kBlockRows * t.width)](int64_t row, int count) {
+    return [&, hidden = HiddenRows<T>(hidden_layers(t))](int64_t row, int count) mutable {
       T* c[kBlockRows] = {};
       for (int r = 0; r < count; ++r) {
-        std::copy_n(t.radial + chunk.rows[row + r] * t.width, t.width, a.get() + r * t.width);
+        hidden.set(r, t.radial + chunk.rows[row + r] * t.inputs);
         c[r] = rows + (row + r) * numel;
       }
-      gemm_block<T, false>(a.get(), count, t.width, t.weight, numel, numel, c);
+      gemm_block<T, false>(hidden.forward(count), count, t.width, t.weight, numel, numel, c);
     };
   });
 }
 
-// dradial[chunk.rows[i]] += sum of the gradients of the row's edges, times weight transposed
+// Weights transposed: the last layer's, and those of the hidden layers.
+template <class T>
+struct Transposed {
+  Buffer<T> weight;
+  std::vector<Buffer<T>> hidden;
+
+  Transposed(const RadialTensors<T>& t, int64_t numel)
+      : weight(transpose(t.weight, t.width, numel)) {
+    const HiddenLayers<T> layers = hidden_layers(t);
+    for (int64_t i = 0; i < t.depth; ++i)
+      hidden.push_back(transpose(layers.weight(i), layers.size(i), t.width));
+  }
+};
+
+// dradial[chunk.rows[i]] += sum of the gradients of the row's edges, back through weight and the
+// hidden layers
 template <class T>
 void multiply_back(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel, const T* gradients,
-                   const T* transposed, ParallelFor parallel_for, int64_t threads) {
+                   const Transposed<T>& transposed, ParallelFor parallel_for, int64_t threads) {
   std::vector<int64_t> head(chunk.rows.size(), -1), next(chunk.row_of.size());
   for (int64_t i = int64_t(chunk.row_of.size()) - 1; i >= 0; --i) {
     next[i] = head[chunk.row_of[i]];
     head[chunk.row_of[i]] = i;
   }
   for_blocks(chunk.num_rows(), parallel_for, threads, [&] {
-    return [&, a = zeros<T>(kBlockRows * numel)](int64_t row, int count) {
-      T* c[kBlockRows] = {};
+    return [&, a = zeros<T>(kBlockRows * numel), b = zeros<T>(kBlockRows * t.width),
+            hidden = HiddenRows<T>(hidden_layers(t))](int64_t row, int count) mutable {
+      T *to[kBlockRows] = {}, *c[kBlockRows] = {};
       for (int r = 0; r < count; ++r) {
         T* sum = a.get() + r * numel;
         int64_t i = head[row + r];
         std::copy_n(gradients + i * numel, numel, sum);
         while ((i = next[i]) >= 0)
           for (int64_t k = 0; k < numel; ++k) sum[k] += gradients[i * numel + k];
-        c[r] = t.dradial + chunk.rows[row + r] * t.width;
+        to[r] = t.dradial + chunk.rows[row + r] * t.inputs;
+        c[r] = b.get() + r * t.width;
+        hidden.set(r, t.radial + chunk.rows[row + r] * t.inputs);
       }
-      gemm_block<T, true>(a.get(), count, numel, transposed, t.width, t.width, c);
+      const T* weight = transposed.weight.get();
+      if (t.depth == 0)
+        return gemm_block<T, true>(a.get(), count, numel, weight, t.width, t.width, to);
+      gemm_block<T, false>(a.get(), count, numel, weight, t.width, t.width, c);
+      hidden.forward(count);
+      hidden.backward(b.get(), count, transposed.hidden.data(), to);
     };
   });
-}
-
-template <class T>
-Buffer<T> transpose(const T* weight, int64_t rows, int64_t columns) {
-  Buffer<T> result = allocate<T>(rows * columns);
-  constexpr int64_t tile = 16;
-  for (int64_t c = 0; c < columns; c += tile)
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = c; i < std::min(c + tile, columns); ++i)
-        result[i * rows + r] = weight[r * columns + i];
-  return result;
 }
 
 // ------------------------------------------------------------------ the operators
@@ -282,8 +293,8 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
                          begin, end, parallel_for, threads);
   };
   if (t.first_row) return send([&] { return BandRows<T>(t, numel); }, 0, nodes);
-  std::fill_n(t.dradial, order.num_edges * t.width, T(0));
-  const Buffer<T> transposed = transpose(t.weight, t.width, numel);
+  std::fill_n(t.dradial, order.num_edges * t.inputs, T(0));
+  const Transposed<T> transposed(t, numel);
   Chunk chunk;
   Chunks chunks(order.src_ptr, order.src_edge, t.edge_pair, order, numel * int64_t(sizeof(T)));
   for (Workspace memory(64); chunks.next(chunk);) {
@@ -291,7 +302,7 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
     T *rows = static_cast<T*>(memory.get()), *gradients = rows + numel * chunk.num_rows();
     multiply(t, chunk, numel, rows, parallel_for, threads);
     send([&] { return ChunkRows<T>{chunk, numel, rows, gradients}; }, chunk.begin, chunk.end);
-    multiply_back(t, chunk, numel, gradients, transposed.get(), parallel_for, threads);
+    multiply_back(t, chunk, numel, gradients, transposed, parallel_for, threads);
   }
 }
 

@@ -9,9 +9,10 @@ namespace fastmlip {
 // or none is given.
 template <class T>
 struct RadialTensors {
-  const T *x, *edge_attr, *radial, *weight, *grad;
+  const T *x, *edge_attr, *radial, *weight, *hidden, *grad;
   const int64_t *edge_pair, *first_row;
-  int64_t width;  // columns of radial
+  int64_t inputs, width,
+      depth;  // columns of radial and of the hidden layers, and how many these are
   T *out, *dx, *da, *dradial;
 };
 

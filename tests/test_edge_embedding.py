@@ -267,7 +267,7 @@ GOOD = {"edge_vec": (4, 3), "roots": (8,), "rmax_recip": ()}
         ({"rmax_recip": torch.ones(())}, TypeError, "rmax_recip: expected float64"),
         ({"rmax_recip": torch.ones(4).double()}, ValueError, "edge_type: needed"),
         ({"l_max": 12}, ValueError, "l_max: expected -1 .* to 11, got 12"),
-        ({"p": 1}, ValueError, "p: expected an integer of at least 2, got 1"),
+        ({"p": 1}, ValueError, "p: expected an integer from 2 to 1000, got 1"),
         ({"p": 6.5}, ValueError, "p: expected an integer"),
         ({"dtype": torch.float16}, TypeError, "dtype: expected torch.float32 or"),
         ({"edge_type": torch.zeros(2, 3).long()}, ValueError, r"edge_type: expected shape \[2, 4"),

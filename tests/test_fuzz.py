@@ -59,7 +59,7 @@ def draw_inputs(name, data, few=0):
     sizes = {
         k: data.draw(st.integers(least.get(k, few), n), k) for k, n in SIZES.items() if k in known
     }
-    if sizes.get("nodes") == 0:
+    if sizes.get("nodes") == 0 and "edges" in known:
         sizes["edges"] = 0
     for k, values in (
         ("index_dtype", INTEGERS),

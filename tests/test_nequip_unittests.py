@@ -90,7 +90,7 @@ class TestASEIntegration(ASEIntegrationMixin, FastNequIP):
     @pytest.fixture(scope="class")
     @classmethod
     def config(cls):
-        return {**CONFIG, "parity": True, "num_features": 8}
+        return {**CONFIG, "parity": True}
 
     @pytest.fixture(scope="class", params=["minimal_toy_emt.yaml"])  # the other needs a download
     @classmethod

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastmlip import ops, use_backend
+from fastmlip.ops.radial_conv import reference
 from fastmlip.testing import OPERATORS, assert_close, derivatives, poison_empty
 
 OP = OPERATORS["radial_conv"]
@@ -80,17 +81,36 @@ def test_other_backends_agree(name):
         assert_close(OP.op(*inputs, problem=case.problem), want, 1, name)
 
 
-@pytest.mark.parametrize("name", ["one weight, pairs", "cubic spline"])
+@pytest.mark.parametrize("name", ["deep network", "cubic spline"])
+def test_gradients_of_weights(name):
+    """Composed of other operators, the first and the second ones."""
+    case = OP.cases[name]
+    inputs = OP.make_inputs(case)
+    names = ["x", "weight"] + ["hidden"] * (case.problem.depth > 0)
+
+    def with_weights(function):
+        def of(*operands):
+            named = OP.arguments(inputs, case) | dict(zip(names, operands, strict=True))
+            return function(**named)
+
+        return derivatives(of, [getattr(inputs, name) for name in names], 2)
+
+    for got, want in zip(with_weights(ops.radial_conv), with_weights(reference), strict=True):
+        assert want.value.abs().max() > 0 or want.order == 2
+        assert_close(got.value, want.value, got.order + 1, got.name)
+
+
+@pytest.mark.parametrize("name", ["deep network", "one weight, pairs", "cubic spline"])
 def test_strides_and_graphs(name):
     case = OP.cases[name]
     inputs = OP.make_inputs(case)
     strided = [t.repeat_interleave(2, 0)[::2] if t.dim() == 1 else t.t().contiguous().t()
                for t in inputs]  # fmt: skip
-    product, tables = case.problem.product, case.problem.product.tables()
+    tables = case.problem.product.tables()
 
     def function(*operands):
-        *rest, chosen = operands
-        return ops.radial_conv(*rest, product, tables, **case.problem.named(chosen))
+        named = OP.arguments(type(inputs)(*operands), case)
+        return ops.radial_conv(**named, tables=tables)
 
     assert torch.equal(function(*strided), function(*inputs))
 
@@ -103,24 +123,26 @@ def test_strides_and_graphs(name):
             t.requires_grad_() if t.is_floating_point() else t
             for t in OP.make_inputs(case, edges=edges)
         ]
-        leaves = operands[:4]
+        leaves = operands[:3]
         got = torch.autograd.grad(compiled(*operands), leaves)
         for one, other in zip(got, torch.autograd.grad(energy(*operands), leaves), strict=True):
             assert_close(one, other, 1)
 
 
-@pytest.mark.parametrize("name", ["one weight, pairs", "cubic spline", "own weights"])
+@pytest.mark.parametrize(
+    "name", ["deep network", "one weight, pairs", "cubic spline", "own weights"]
+)
 def test_opcheck(name):
     case = OP.cases[name]
     inputs = OP.make_inputs(case, nodes=3, edges=20)
-    x, edge_attr, radial, weight, edge_dst, edge_src, chosen = inputs
-    order = ops.edge_order(edge_dst, edge_src, x.shape[0])
-    named = {"edge_pair": None, "first_row": None} | case.problem.named(chosen)
-    product = case.problem.product
-    rest = (*named.values(), order, product.tables(), product.dim_out)
-    leaves = [t.requires_grad_() for t in (x, edge_attr, radial, weight)]
+    named = {"edge_pair": None, "first_row": None} | OP.arguments(inputs, case)
+    product = named["problem"]
+    order = ops.edge_order(inputs.edge_dst, inputs.edge_src, inputs.x.shape[0])
+    rest = [named[name] for name in ("weight", "hidden", "edge_pair", "first_row")]
+    rest += [order, product.tables(), product.dim_out]
+    leaves = [t.requires_grad_() for t in inputs[:3]]
     torch.library.opcheck(torch.ops.fastmlip.radial_conv_cpu, (*leaves, *rest))
-    grad = torch.randn(x.shape[0], product.dim_out, dtype=x.dtype, requires_grad=True)
+    grad = torch.randn(3, product.dim_out, dtype=inputs.x.dtype, requires_grad=True)
     torch.library.opcheck(torch.ops.fastmlip.radial_conv_backward_cpu, (grad, *leaves, *rest))
 
 
@@ -144,6 +166,10 @@ ARGUMENTS = ("x", "edge_attr", "radial", "weight", "edge_dst", "edge_src")
         ({"edge_pair": torch.zeros(56, dtype=torch.int64),
           "first_row": torch.zeros(56, dtype=torch.int64)}, ValueError, "one of them"),
         ({"edge_src": torch.full((56,), 3)}, RuntimeError, "edge_src"),
+        ({"hidden": torch.zeros(12, dtype=torch.float64)}, ValueError, "hidden: expected 13 x 13"),
+        ({"hidden": torch.zeros(169)}, TypeError, "hidden: expected torch.float64"),
+        ({"hidden": torch.zeros(169, dtype=torch.float64),
+          "first_row": torch.zeros(56, dtype=torch.int64)}, ValueError, "one of them"),
     ],
 )  # fmt: skip
 def test_bad_arguments(changes, error, message):

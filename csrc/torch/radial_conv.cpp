@@ -17,18 +17,19 @@ using Maybe = std::optional<Tensor>;
 
 struct Call {
   Tensor x, a, radial, weight;
-  Maybe pair, first;
+  Maybe hidden, pair, first;
   Tensor order;
   const int64_t* tables;
   int64_t nodes, edges, dim_out;
 
   Call(const Tensor& x_any, const Tensor& a_any, const Tensor& radial_any, const Tensor& weight_any,
-       const Maybe& edge_pair, const Maybe& first_row, const Tensor& order_any,
-       const Tensor& tables_any, int64_t dim_out)
+       const Maybe& hidden_any, const Maybe& edge_pair, const Maybe& first_row,
+       const Tensor& order_any, const Tensor& tables_any, int64_t dim_out)
       : x(packed(x_any)),
         a(packed(a_any)),
         radial(packed(radial_any)),
         weight(packed(weight_any)),
+        hidden(hidden_any ? Maybe(packed(*hidden_any)) : std::nullopt),
         pair(edge_pair ? Maybe(packed(*edge_pair)) : std::nullopt),
         first(first_row ? Maybe(packed(*first_row)) : std::nullopt),
         order(order_any),
@@ -44,8 +45,14 @@ struct Call {
     expect(weight.dim() == 2 && weight.size(1) == sizes.weight_numel,
            "weight: expected weight_numel columns");
     expect(!pair || !first, "edge_pair and first_row: give one of them at most");
+    expect(!hidden || !first, "hidden and first_row: give one of them at most");
     const int64_t width = radial.size(1), rows = weight.size(0);
-    expect(first ? rows >= width : rows == width, "weight: rows do not fit the columns of radial");
+    if (hidden)
+      expect(rows > 0 && depth() > 0 && hidden->numel() == (width + (depth() - 1) * rows) * rows,
+             "hidden: its layers do not fit radial and weight");
+    else
+      expect(first ? rows >= width : rows == width,
+             "weight: rows do not fit the columns of radial");
     check_index("edge_pair", pair, edges);
     check_index("first_row", first, rows - width + 1);
     check_order(order, nodes, edges);
@@ -60,6 +67,12 @@ struct Call {
       expect(values[e] >= 0 && values[e] < limit, std::string(name) + ": out of range");
   }
 
+  // of the hidden layers
+  int64_t depth() const {
+    const int64_t width = weight.size(0);
+    return hidden ? 1 + (hidden->numel() - radial.size(1) * width) / (width * width) : 0;
+  }
+
   int64_t threads() const { return parts(edges * (weight.size(1) + 64) / (1 << 15), nodes); }
 
   template <class T>
@@ -68,7 +81,9 @@ struct Call {
     RadialTensors<T> t{};
     t.x = x.const_data_ptr<T>(), t.edge_attr = a.const_data_ptr<T>();
     t.radial = radial.const_data_ptr<T>(), t.weight = weight.const_data_ptr<T>();
-    t.edge_pair = index(pair), t.first_row = index(first), t.width = radial.size(1);
+    t.hidden = hidden ? hidden->const_data_ptr<T>() : nullptr;
+    t.edge_pair = index(pair), t.first_row = index(first);
+    t.inputs = radial.size(1), t.width = hidden ? weight.size(0) : t.inputs, t.depth = depth();
     return t;
   }
 
@@ -76,9 +91,9 @@ struct Call {
 };
 
 Tensor radial_conv_cpu(const Tensor& x, const Tensor& a, const Tensor& radial, const Tensor& weight,
-                       const Maybe& edge_pair, const Maybe& first_row, const Tensor& order,
-                       const Tensor& tables, int64_t dim_out) {
-  const Call call(x, a, radial, weight, edge_pair, first_row, order, tables, dim_out);
+                       const Maybe& hidden, const Maybe& edge_pair, const Maybe& first_row,
+                       const Tensor& order, const Tensor& tables, int64_t dim_out) {
+  const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out);
   Tensor out = torch::stable::new_empty(call.x, {call.nodes, dim_out});
   auto run = [&](auto kernel, auto t) {
     t.out = out.mutable_data_ptr<std::remove_pointer_t<decltype(t.out)>>();
@@ -93,9 +108,9 @@ Tensor radial_conv_cpu(const Tensor& x, const Tensor& a, const Tensor& radial, c
 
 std::tuple<Tensor, Tensor, Tensor> radial_conv_backward_cpu(
     const Tensor& grad, const Tensor& x, const Tensor& a, const Tensor& radial,
-    const Tensor& weight, const Maybe& edge_pair, const Maybe& first_row, const Tensor& order,
-    const Tensor& tables, int64_t dim_out) {
-  const Call call(x, a, radial, weight, edge_pair, first_row, order, tables, dim_out);
+    const Tensor& weight, const Maybe& hidden, const Maybe& edge_pair, const Maybe& first_row,
+    const Tensor& order, const Tensor& tables, int64_t dim_out) {
+  const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out);
   expect_shape("grad", grad, call.nodes, dim_out);
   const Tensor g = packed(grad);
   Tensor dx = empty_as(call.x), da = empty_as(call.a), dradial = empty_as(call.radial);
@@ -118,10 +133,12 @@ std::tuple<Tensor, Tensor, Tensor> radial_conv_backward_cpu(
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
       "radial_conv_cpu(Tensor x, Tensor edge_attr, Tensor radial, Tensor weight, Tensor? "
-      "edge_pair, Tensor? first_row, Tensor order, Tensor tables, SymInt dim_out) -> Tensor");
+      "hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, SymInt dim_out) "
+      "-> Tensor");
   m.def(
       "radial_conv_backward_cpu(Tensor grad, Tensor x, Tensor edge_attr, Tensor radial, Tensor "
-      "weight, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, SymInt dim_out) "
+      "weight, Tensor? hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, "
+      "SymInt dim_out) "
       "-> (Tensor, Tensor, Tensor)");
 }
 

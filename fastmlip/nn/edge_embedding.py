@@ -16,7 +16,7 @@ class EdgeEmbedding(torch.nn.Module):
         r_max: cutoff radius; or one for each pair of types, ``[T][T]`` by centre and neighbour.
         l_max: highest degree of the spherical harmonics, up to 11; -1 for none.
         num_bessels: number of radial functions, may be 0.
-        p: power of the polynomial cutoff, an integer of at least 2.
+        p: power of the polynomial cutoff, an integer from 2 to 1000.
         factor: number that multiplies the radial functions; NequIP has 2 pi / r_max^2.
         trainable: whether the Bessel roots (``bessel_weights``) are parameters.
         normalization: ``component``, ``integral`` or ``norm``, as in e3nn.

@@ -70,7 +70,7 @@ def edge_embedding(
             the types of centre and neighbour.
         edge_type: types of centre and neighbour, ``[2, E]`` int64 in ``[0, T)``.
         l_max: highest degree of the harmonics, up to 11; -1 for none.
-        p: power of the cutoff, an integer of at least 2.
+        p: power of the cutoff, an integer from 2 to 1000.
         factor: number that multiplies ``embedding``.
         dtype: float32 or float64, of ``attrs``, ``embedding`` and ``cutoff``.
         tables: :func:`fastmlip.spherical_harmonics.tables` of ``l_max`` on the device of
@@ -118,8 +118,8 @@ def _check(edge_vec, roots, rmax_recip, edge_type, l_max, p, dtype) -> None:
         raise ValueError(f"roots: expected shape [B] or [1, B], got {tuple(roots.shape)}")
     if not -1 <= l_max <= 11:
         raise ValueError(f"l_max: expected -1 (no harmonics) to 11, got {l_max}")
-    if not p >= 2 or p % 1 != 0:
-        raise ValueError(f"p: expected an integer of at least 2, got {p}")
+    if not 2 <= p <= 1000 or p % 1 != 0:  # beyond, the polynomial's terms overflow
+        raise ValueError(f"p: expected an integer from 2 to 1000, got {p}")
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
     pairs = rmax_recip.numel()

@@ -3,19 +3,19 @@
 The edge weights of :mod:`fastmlip.ops.tensor_product_conv` are the last layer of a radial network
 (or a spline) and by far the largest tensor of a model, ``[E, weight_numel]``. Here they are::
 
-    edge_weight[e] = radial[pair[e]] @ weight                        width rows of weight, or
-    edge_weight[e] = radial[e] @ weight[first_row[e] : first_row[e] + width]
+    edge_weight[e] = network(radial[pair[e]]) @ weight                               or
+    edge_weight[e] = radial[e] @ weight[first_row[e] : first_row[e] + columns of radial]
 
-with ``radial [E, width]`` and ``pair`` from :func:`fastmlip.ops.edge_pair` (each edge its own,
-where it is not given): ij and ji have one distance, so their weights are made once, and the
-gradient of ``radial`` is that of the pair, in the row that stands for it. The second form is a
-B-spline of degree ``width - 1`` with the coefficients ``weight``.
+with ``pair`` from :func:`fastmlip.ops.edge_pair` (each edge its own, where it is not given): ij and
+ji have one distance, so their weights are made once, and the gradient of ``radial`` is that of the
+pair, in the row that stands for it. The network is its hidden layers, all of one width, each
+``silu(row @ W)``, or nothing. The second form is a B-spline with the coefficients ``weight``.
 
 The C++ operators make rows of edge_weight for a few nodes at a time and use them while they are in
-cache, in the forward and in the backward pass, which also sums what goes back to ``radial``. The
-gradient of ``weight`` and second derivatives are composed of :mod:`tensor_product_conv` and matrix
-products, and hold ``[E, weight_numel]`` tensors: for training, make edge_weight yourself. So does
-every backend but the C++ one.
+cache, in the forward and in the backward pass, which also sums what goes back to ``radial``. Second
+derivatives are composed of :mod:`tensor_product_conv` and matrix products, and hold
+``[E, weight_numel]`` tensors. So does everything where ``weight`` or ``hidden`` require a gradient,
+and on every backend but the C++ one: for training, make edge_weight yourself.
 """
 
 from __future__ import annotations
@@ -47,40 +47,46 @@ def radial_conv(
     edge_pair: Tensor | None = None,
     first_row: Tensor | None = None,
     order: Tensor | None = None,
+    hidden: Tensor | None = None,
 ) -> Tensor:
     """The convolution of this page: ``[N, irreps_out.dim]`` in ``mul_ir`` layout.
 
     Args:
         x: node features ``[N, irreps_in1.dim]``, float32 or float64.
         edge_attr: ``[E, irreps_in2.dim]``, dtype of ``x``.
-        radial: ``[E, width]``, dtype of ``x``.
-        weight: ``[width, problem.weight_numel]``, with ``first_row`` as many rows as there are
-            coefficients; dtype of ``x``.
+        radial: ``[E, columns]``, dtype of ``x``.
+        weight: ``[rows, problem.weight_numel]``, dtype of ``x``: a row for each column of
+            ``radial``, or of the hidden layers, or with ``first_row`` for each coefficient.
         edge_dst: receivers ``[E]``, int32 or int64, in ``[0, N)``, in any order.
         edge_src: senders ``[E]``, likewise.
         problem: irreps and instructions.
         tables: ``problem.tables()`` on the device of ``x``, where the caller keeps it.
         edge_pair: ``[E]`` int64, the edge whose row of ``radial`` an edge takes.
-        first_row: ``[E]`` int64, the first of the ``width`` rows of ``weight`` that an edge takes.
+        first_row: ``[E]`` int64, the first of the rows of ``weight`` that an edge takes.
         order: :func:`fastmlip.ops.edge_order` of the edges, where the caller keeps it.
+        hidden: weights of the hidden layers, flat, one behind the other: ``[columns, width]`` and
+            then any number of ``[width, width]``, width being the rows of ``weight``.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: an index out of range.
     """
-    _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair, first_row)
-    if backend.choose(x) != "cpp":
-        edge_weight = edge_weights(radial, weight, edge_pair, first_row)
+    _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair, first_row, hidden)
+    trained = weight.requires_grad or (hidden is not None and hidden.requires_grad)
+    if backend.choose(x) != "cpp" or (trained and torch.is_grad_enabled()):
+        edge_weight = edge_weights(radial, weight, edge_pair, first_row, hidden)
         return tensor_product_conv(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables)
     if tables is None:
         tables = problem.tables()
     if order is None:
         order = edge_order(edge_dst, edge_src, x.shape[0])
-    operands = (x, edge_attr, radial, weight, edge_pair, first_row, order, tables)
+    operands = (x, edge_attr, radial, weight, hidden, edge_pair, first_row, order, tables)
     return _LADDER["forward"](*operands, problem.dim_out)
 
 
-def _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair, first_row) -> None:
+def _check(
+    x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair, first_row, hidden
+) -> None:
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x: expected float32 or float64, got {x.dtype}")
     edges = edge_dst.shape[0] if edge_dst.dim() == 1 else None
@@ -95,12 +101,15 @@ def _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair,
             )
     if radial.dim() != 2 or radial.shape[1] == 0:
         raise ValueError(f"radial: expected shape [E, width], got {tuple(radial.shape)}")
-    for name, value in (("edge_attr", edge_attr), ("radial", radial), ("weight", weight)):
-        if value.dtype != x.dtype:
+    for name, value in (
+        ("edge_attr", edge_attr), ("radial", radial), ("weight", weight), ("hidden", hidden),
+    ):  # fmt: skip
+        if value is not None and value.dtype != x.dtype:
             raise TypeError(f"{name}: expected {x.dtype} as x has, got {value.dtype}")
     for name, other in (
         ("edge_attr", edge_attr), ("radial", radial), ("weight", weight), ("edge_dst", edge_dst),
         ("edge_src", edge_src), ("edge_pair", edge_pair), ("first_row", first_row),
+        ("hidden", hidden),
     ):  # fmt: skip
         if other is not None and other.device != x.device:
             raise ValueError(f"{name}: expected device {x.device} as x has, got {other.device}")
@@ -126,11 +135,20 @@ def _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair,
             raise ValueError(
                 f"{name}: expected E = {edges} rows as in edge_dst, got {rows.shape[0]}"
             )
-    width, rows = radial.shape[1], weight.shape[0]
-    if rows < width or (first_row is None and rows != width):
+    columns, rows = radial.shape[1], weight.shape[0]
+    if hidden is not None:
+        if first_row is not None:
+            raise ValueError("hidden and first_row: give one of them, not both")
+        more = hidden.numel() - columns * rows
+        if hidden.dim() != 1 or rows == 0 or more < 0 or more % (rows * rows):
+            raise ValueError(
+                f"hidden: expected {columns} x {rows} weights, and any number of times {rows} x "
+                f"{rows}, in one dimension; got shape {tuple(hidden.shape)}"
+            )
+    elif rows < columns or (first_row is None and rows != columns):
         raise ValueError(
-            f"weight: expected {'at least ' if first_row is not None else ''}{width} rows, as many "
-            f"as radial has columns, got {rows}"
+            f"weight: expected {'at least ' if first_row is not None else ''}{columns} rows, as "
+            f"many as radial has columns, got {rows}"
         )
 
 
@@ -147,44 +165,50 @@ def reference(
     problem: TensorProductProblem,
     edge_pair: Tensor | None = None,
     first_row: Tensor | None = None,
+    hidden: Tensor | None = None,
 ) -> Tensor:
     """The formula of this page; differentiable by torch's own autograd to any order."""
-    edge_weight = edge_weights(radial, weight, edge_pair, first_row)
+    edge_weight = edge_weights(radial, weight, edge_pair, first_row, hidden)
     return conv_reference(x, edge_attr, edge_weight, edge_dst, edge_src, problem)
 
 
 def edge_weights(
-    radial: Tensor, weight: Tensor, edge_pair: Tensor | None, first_row: Tensor | None
+    radial: Tensor,
+    weight: Tensor,
+    edge_pair: Tensor | None,
+    first_row: Tensor | None,
+    hidden: Tensor | None = None,
 ) -> Tensor:
-    """``edge_weight [E, weight_numel]`` of this page, linear in ``radial`` and in ``weight``."""
+    """``edge_weight [E, weight_numel]`` of this page, linear in ``weight``."""
     if first_row is not None:
         terms = (
             radial[:, i : i + 1] * weight.index_select(0, first_row + i)
             for i in range(radial.shape[1])
         )
         return sum(terms, radial.new_zeros(1))
+    for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
+        radial = torch.nn.functional.silu(radial @ layer)
     return (radial if edge_pair is None else radial.index_select(0, edge_pair)) @ weight
 
 
-def _to_radial(dw: Tensor, weight: Tensor, edge_pair, first_row, width: int) -> Tensor:
-    """What ``dw``, the gradient of edge_weight, gives to ``radial``."""
+def _layers(hidden: Tensor | None, columns: int, width: int) -> list[Tensor]:
+    """The hidden layers' weights."""
+    if hidden is None:
+        return []
+    first = hidden[: columns * width].view(columns, width)
+    return [first, *hidden[columns * width :].view(-1, width, width)]
+
+
+def _to_rows(dw: Tensor, weight: Tensor, edge_pair, first_row, columns: int) -> Tensor:
+    """What ``dw``, the gradient of edge_weight, gives to the rows that ``weight`` is multiplied
+    by."""
     if first_row is not None:
-        columns = [(dw * weight.index_select(0, first_row + i)).sum(1) for i in range(width)]
-        return torch.stack(columns, 1)
-    dradial = dw @ weight.t()
+        products = [(dw * weight.index_select(0, first_row + i)).sum(1) for i in range(columns)]
+        return torch.stack(products, 1)
+    rows = dw @ weight.t()
     if edge_pair is None:
-        return dradial
-    return torch.zeros_like(dradial).index_add(0, edge_pair, dradial)
-
-
-def _to_weight(dw: Tensor, radial: Tensor, weight: Tensor, edge_pair, first_row) -> Tensor:
-    """What ``dw`` gives to ``weight``."""
-    if first_row is None:
-        return (radial if edge_pair is None else radial.index_select(0, edge_pair)).t() @ dw
-    result = torch.zeros_like(weight)
-    for i in range(radial.shape[1]):
-        result = result.index_add(0, first_row + i, radial[:, i : i + 1] * dw)
-    return result
+        return rows
+    return torch.zeros_like(rows).index_add(0, edge_pair, rows)
 
 
 # ---------------------------------------------------------------- derivatives
@@ -197,32 +221,43 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _forward_vjp(rungs, ctx, g):
-    x, a, radial, weight, pair, first, order, tables = ctx.saved_tensors
-    dx, da, dradial = rungs["backward"](
-        g, x, a, radial, weight, pair, first, order, tables, ctx.dim_out
-    )
-    dweight = None
-    if ctx.needs_input_grad[3]:
-        w = edge_weights(radial, weight, pair, first)
-        dw = _conv("backward")(g, x, a, w, order, tables, ctx.dim_out)[2]
-        dweight = _to_weight(dw, radial, weight, pair, first)
-    return dx, da, dradial, dweight, None, None, None, None, None
+    if ctx.needs_input_grad[3] or (ctx.saved_tensors[4] is not None and ctx.needs_input_grad[4]):
+        raise NotImplementedError("radial_conv_cpu: no gradient of weights; call radial_conv")
+    dx, da, dradial = rungs["backward"](g, *ctx.saved_tensors, ctx.dim_out)
+    return dx, da, dradial, None, None, None, None, None, None, None
 
 
 def _backward_vjp(rungs, ctx, hx, ha, hradial):
     """<h, (dx, da, dradial)> is <(hx, ha, hw), (dx, da, dw)> of tensor_product_conv, where hw is
-    the edge weight of hradial."""
-    g, x, a, radial, weight, pair, first, order, tables = ctx.saved_tensors
-    w = edge_weights(radial, weight, pair, first)
-    hw = edge_weights(hradial, weight, pair, first)
+    the change of edge_weight along hradial."""
+    g, x, a, radial, weight, hidden, pair, first, order, tables = ctx.saved_tensors
+    layers = _layers(hidden, radial.shape[1], weight.shape[0])
+    before, rows, hrows = [], radial, hradial  # hidden layers, and their change along hradial
+    for layer in layers:
+        before.append((rows @ layer, hrows @ layer))
+        z, hz = before[-1]
+        rows, hrows = torch.nn.functional.silu(z), _silu_first(z) * hz
+    w, hw = edge_weights(rows, weight, pair, first), edge_weights(hrows, weight, pair, first)
     gg, gx, ga, gw = _conv("double_backward")(hx, ha, hw, g, x, a, w, order, tables, ctx.dim_out)
-    gradial = _to_radial(gw, weight, pair, first, radial.shape[1])
-    gweight = None
-    if ctx.needs_input_grad[4]:
+    grows = _to_rows(gw, weight, pair, first, rows.shape[1])
+    if layers:
         dw = _conv("backward")(g, x, a, w, order, tables, ctx.dim_out)[2]
-        gweight = _to_weight(gw, radial, weight, pair, first)
-        gweight = gweight + _to_weight(dw, hradial, weight, pair, first)
-    return gg, gx, ga, gradial, gweight, None, None, None, None, None
+        ghrows = _to_rows(dw, weight, pair, first, rows.shape[1])
+    for layer, (z, hz) in zip(reversed(layers), reversed(before), strict=True):
+        slope = _silu_first(z)
+        grows = (grows * slope + ghrows * _silu_second(z) * hz) @ layer.t()
+        ghrows = (ghrows * slope) @ layer.t()
+    return gg, gx, ga, grows, None, None, None, None, None, None, None
+
+
+def _silu_first(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _silu_second(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 - s) * (2 + z * (1 - 2 * s))
 
 
 def _conv(rung: str) -> Any:
@@ -232,11 +267,11 @@ def _conv(rung: str) -> Any:
 if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::radial_conv_cpu")
-    def _(x, edge_attr, radial, weight, edge_pair, first_row, order, tables, dim_out):
+    def _(x, edge_attr, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out):
         return x.new_empty((x.shape[0], dim_out))
 
     @torch.library.register_fake("fastmlip::radial_conv_backward_cpu")
-    def _(grad, x, edge_attr, radial, weight, edge_pair, first_row, order, tables, dim_out):
+    def _(grad, x, edge_attr, radial, weight, hidden, pair, first_row, order, tables, dim_out):
         empty = partial(torch.empty_like, memory_format=torch.contiguous_format)
         return empty(x), empty(edge_attr), empty(radial)
 

@@ -59,9 +59,13 @@ def scale_shift(
         raise ValueError(f"x: expected shape [N] or [N, 1], got {tuple(x.shape)}")
     if types.dtype not in INTEGERS:
         raise TypeError(f"types: expected int32 or int64, got {types.dtype}")
-    if scales is not None and (scales.dtype is not torch.float64 or scales.dim() != 2):
+    if scales is not None and (
+        scales.dtype is not torch.float64 or scales.dim() != 2 or scales.shape[1] != 1
+    ):
         _refuse("scales", scales)
-    if shifts is not None and (shifts.dtype is not torch.float64 or shifts.dim() != 2):
+    if shifts is not None and (
+        shifts.dtype is not torch.float64 or shifts.dim() != 2 or shifts.shape[1] != 1
+    ):
         _refuse("shifts", shifts)
     for name, given in (("types", types), ("scales", scales), ("shifts", shifts)):
         if given is not None and given.device != x.device:

@@ -17,6 +17,7 @@ import torch
 from fastmlip import nn
 from fastmlip.integrations.nequip import (
     edge_embedding,
+    gate,
     interaction_block,
     per_type_scale_shift,
     tabulate,
@@ -51,12 +52,14 @@ SWAPS = {
         per_type_scale_shift.unsupported,
         per_type_scale_shift.replace,
     ),
+    "Gate": Swap(gate.FastGate, gate.unsupported, gate.replace),
     "ZBL": Swap(zbl.FastZBL, zbl.unsupported),
 }
 # modules of fastmlip.nn that a config can name itself count as swapped
 FAST = (
     *(swap.fast for swap in SWAPS.values()),
     *edge_embedding.FAST,
+    nn.Gate,
     nn.PerTypeScaleShift,
     nn.ZBL,
 )

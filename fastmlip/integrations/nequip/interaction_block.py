@@ -13,13 +13,12 @@ swapped ``TensorProductScatter``. With frozen parameters, as in a compiled model
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
 from fastmlip import backend, ops
-from fastmlip.integrations.nequip import tensor_product_scatter
+from fastmlip.integrations.nequip import linear, tensor_product_scatter
 from fastmlip.integrations.nequip.derived import Derived, empty
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops.edge_order import edge_order
@@ -40,6 +39,7 @@ class FastInteractionBlock(Derived):
     """What the derived class has in place of the host's."""
 
     num_types: int  # of the one type embedding that makes node attributes, or 0
+    maps: torch.nn.ModuleDict  # of linear_1, linear_2 and, folded by type, of sc
     is_last: bool
     spline: RadialSpline | None
     table_metadata: dict[str, str]
@@ -76,6 +76,12 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     new: Any = empty(FastInteractionBlock, type(old))
     new.__dict__.update(old.__dict__)  # children that are swapped later are swapped in both
     new.num_types = _num_types(old, model)
+    names = ("linear_1", "linear_2")
+    new.maps = torch.nn.ModuleDict(
+        {name: linear.FrozenLinear(getattr(old, name)) for name in names}
+    )
+    if new.num_types:
+        new.maps["sc"] = linear.TypedLinear(old.sc)
     blocks = [m for m in model.modules() if type(m).__name__ == type(old).__name__]
     new.is_last = old is blocks[-1]
     new.spline, new.table_metadata = None, {}
@@ -98,14 +104,19 @@ def unsupported(module: torch.nn.Module) -> str:
         return f"an unknown version of NequIP's class, without {', '.join(missing)}"
     host: Any = module
     layers = getattr(host.edge_mlp, "mlp", None)
-    if not isinstance(layers, torch.nn.Sequential) or not len(layers):
-        return "its radial network is not a sequence of layers"
-    last: Any = layers[-1]
-    if not hasattr(last, "weight") or not hasattr(last, "alpha"):
-        return f"its radial network ends in {type(last).__name__}, not in a scaled linear layer"
-    if getattr(last, "bias", None) is not None:
-        return "the last layer of its radial network has a bias"
-    return ""
+    if not isinstance(layers, torch.nn.Sequential) or len(layers) % 2 == 0:
+        return "its radial network is not layers with activations between them"
+    linears: list[Any] = list(layers)[::2]
+    for layer in linears:
+        if not hasattr(layer, "weight") or not hasattr(layer, "alpha"):
+            return f"its radial network has a {type(layer).__name__}, not a scaled linear layer"
+        if getattr(layer, "bias", None) is not None:
+            return "a layer of its radial network has a bias"
+    if not all(isinstance(layer, torch.nn.SiLU) for layer in list(layers)[1::2]):
+        return "its radial network has activations that are not SiLU"
+    if len({layer.weight.shape[1] for layer in linears[:-1]}) > 1:
+        return "hidden layers of its radial network have several widths"
+    return linear.unsupported(host.linear_1) or linear.unsupported(host.linear_2)
 
 
 def _num_types(block: Any, model: torch.nn.Module) -> int:
@@ -134,11 +145,11 @@ def _frozen(block: Any, data: Data) -> Data:
     if not block.is_first_layer:
         x = x[:num_local]
     sc = None if block.sc is None else self_connection(block, x, data)
-    data["node_features"] = block.linear_1(x)
+    data["node_features"] = block.maps["linear_1"](x, block.linear_1)
     data = block.avg_num_neighbors_norm(data)
     if not block.is_first_layer:
         data = block.ghost_exchange(data, ghost_included=False)
-    x = block.linear_2(convolution(block, data)[:num_local])
+    x = block.maps["linear_2"](convolution(block, data)[:num_local], block.linear_2)
     data["node_features"] = x if sc is None else x + sc
     return data
 
@@ -152,57 +163,31 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
             data[RADIAL], data[FIRST_ROW] = block.spline(data["normed_edge_lengths"])
         elif "pos" in data:  # without positions, a gradient for every edge is asked for
             data[PAIR] = ops.edge_pair(data["edge_vectors"], embedding, data[ORDER], x.shape[0])
-    order = data[ORDER]
+    order, hidden = data[ORDER], None
     if block.spline is not None:
         radial, weight = data[RADIAL], block.spline.coefficients
         pair, first_row = None, data[FIRST_ROW]
     else:
-        *hidden, last = block.edge_mlp.mlp
-        radial, weight = embedding, last.weight * last.alpha
-        for layer in hidden:
-            radial = layer(radial)
+        layers = [layer.weight * layer.alpha for layer in list(block.edge_mlp.mlp)[::2]]
+        radial, weight = embedding, layers.pop()
         pair, first_row = data.get(PAIR), None
+        if layers:
+            hidden = torch.cat([layer.flatten() for layer in layers])
     if block.is_last:
         for name in (ORDER, PAIR, RADIAL, FIRST_ROW):
             data.pop(name, None)
     conv = block.tp_scatter.conv
     return ops.radial_conv(
         x, data["edge_attrs"], radial, weight, edge_index[0], edge_index[1], conv.problem,
-        conv.tables, pair, first_row, order,
+        conv.tables, pair, first_row, order, hidden,
     )  # fmt: skip
 
 
 def self_connection(block: Any, x: torch.Tensor, data: Data) -> torch.Tensor:
-    """``block.sc`` of the node attributes, ``[N, irreps_out.dim]``.
-
-    With attributes v that depend on the type t alone, the weight ``W[u, v, w]`` of a path of e3nn's
-    ``FullyConnectedTensorProduct`` is ``M[t, u, w] = sum_v v[t] W[u, v, w]``; its scalar second
-    operand makes the Wigner 3j symbol a unit matrix over sqrt(2 l + 1).
-    """
-    sc, nodes = block.sc, x.shape[0]
+    """``block.sc`` of the node attributes, ``[N, irreps_out.dim]``."""
     attrs = data["node_attrs"]
     if not block.num_types:
-        return sc(x, attrs[:nodes])
+        return block.sc(x, attrs[: x.shape[0]])
     types = data["atom_types"].view(-1)
     v = attrs.new_zeros(block.num_types, attrs.shape[1]).index_copy(0, types, attrs)
-    is_type = torch.nn.functional.one_hot(types[:nodes], block.num_types).to(x.dtype)
-    slices1, slices2, slices3 = (
-        irreps.slices() for irreps in (sc.irreps_in1, sc.irreps_in2, sc.irreps_out)
-    )
-    blocks: list[Any] = [None] * len(slices3)
-    for _, path, weight in sc.weight_views(yield_instruction=True):
-        mul, ir = sc.irreps_in1[path.i_in1]
-        m = torch.einsum("uvw,tv->utw", weight, v[:, slices2[path.i_in2]])
-        m = (m * (path.path_weight / math.sqrt(ir.dim))).flatten(1)
-        columns = x[:, slices1[path.i_in1]].reshape(nodes, mul, ir.dim).transpose(1, 2)
-        every = (columns.reshape(nodes * ir.dim, mul) @ m).view(
-            nodes, ir.dim, block.num_types, weight.shape[2]
-        )
-        mine = (every * is_type.view(nodes, 1, -1, 1)).sum(2).transpose(1, 2)
-        before = blocks[path.i_out]
-        blocks[path.i_out] = mine if before is None else before + mine
-    rows = [
-        x.new_zeros(nodes, s.stop - s.start) if block is None else block.flatten(1)
-        for block, s in zip(blocks, slices3, strict=True)
-    ]
-    return torch.cat(rows, 1)
+    return block.maps["sc"](x, block.sc, v, types)

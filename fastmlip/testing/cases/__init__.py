@@ -2,6 +2,8 @@
 
 from fastmlip.testing.cases import (
     edge_embedding,
+    gate,
+    irreps_linear,
     radial_conv,
     scale_shift,
     tensor_product_conv,
@@ -11,6 +13,8 @@ from fastmlip.testing.cases.operator import Operator
 
 OPERATORS: dict[str, Operator] = {
     "edge_embedding": edge_embedding.OPERATOR,
+    "gate": gate.OPERATOR,
+    "irreps_linear": irreps_linear.OPERATOR,
     "radial_conv": radial_conv.OPERATOR,
     "scale_shift": scale_shift.OPERATOR,
     "tensor_product_conv": tensor_product_conv.OPERATOR,

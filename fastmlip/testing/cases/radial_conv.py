@@ -24,6 +24,7 @@ class Problem(NamedTuple):
     kind: str  # "own", "edge_pair" or "first_row"
     width: int
     rows: int
+    depth: int = 0  # of the hidden layers
 
     def named(self, chosen: torch.Tensor) -> dict[str, Any]:
         """``chosen`` as the keyword argument that it is."""
@@ -52,6 +53,7 @@ class Inputs(NamedTuple):
     edge_dst: torch.Tensor
     edge_src: torch.Tensor
     chosen: torch.Tensor
+    hidden: torch.Tensor
 
     def to(self, dtype: torch.dtype) -> Inputs:
         """Floating operands in ``dtype``, indices as they are."""
@@ -60,16 +62,12 @@ class Inputs(NamedTuple):
 
 def radial_conv(*inputs: torch.Tensor, problem: Problem) -> torch.Tensor:
     """The operator on the operands of a case."""
-    *operands, chosen = inputs
-    operator: Any = radial_conv_operator
-    return operator(*operands, problem.product, **problem.named(chosen))
+    return radial_conv_operator(**_named(Inputs(*inputs), problem))
 
 
 def reference(*inputs: torch.Tensor, problem: Problem) -> torch.Tensor:
     """The reference on the same operands."""
-    *operands, chosen = inputs
-    function: Any = radial_conv_reference
-    return function(*operands, problem.product, **problem.named(chosen))
+    return radial_conv_reference(**_named(Inputs(*inputs), problem))
 
 
 def make_inputs(
@@ -95,6 +93,9 @@ def make_inputs(
 
     radial = normal(edges, problem.width)
     weight = normal(problem.rows, problem.product.weight_numel) / problem.width**0.5
+    sizes = [(problem.rows if i else problem.width, problem.rows) for i in range(problem.depth)]
+    layers = [normal(*size).flatten() / size[0] ** 0.5 for size in sizes]
+    hidden = torch.cat(layers) if layers else normal(0)
     index = torch.arange(edges)
     if problem.kind == "first_row":
         index = torch.randint(0, problem.rows - problem.width + 1, (edges,), generator=random)
@@ -103,17 +104,30 @@ def make_inputs(
         index[order[1]] = order[0]  # a part of the edges in pairs
     return Inputs(
         product.x, product.edge_attr, radial, weight, product.edge_dst, product.edge_src,
-        index.to(device),
+        index.to(device), hidden,
     )  # fmt: skip
 
 
-def _case(name: str, kind: str, width: int, rows: int | None = None) -> Case:
+def _named(inputs: Inputs, problem: Problem) -> dict[str, Any]:
+    """Keyword arguments; a gradient of the weights would be composed of other operators."""
+    named = inputs._asdict()
+    named["weight"], hidden = inputs.weight.detach(), named.pop("hidden").detach()
+    chosen = problem.named(named.pop("chosen"))
+    return {
+        **named, **chosen, "problem": problem.product, "hidden": hidden if problem.depth else None,
+    }  # fmt: skip
+
+
+def _case(name: str, kind: str, width: int, rows: int | None = None, depth: int = 0) -> Case:
     product = tensor_product_conv.OPERATOR.cases[name].problem
-    return Case(Problem(product, kind, width, rows or width))
+    return Case(Problem(product, kind, width, rows or width, depth))
 
 
 RADIAL_CONV = {
     "nequip-M-hidden, pairs": _case("nequip-M-hidden", "edge_pair", 128),
+    "nequip-M-hidden, network": _case("nequip-M-hidden", "edge_pair", 8, 128, depth=1),
+    "deep network": _case("odd-multiplicities", "edge_pair", 5, 11, depth=3),
+    "network without pairs": _case("path-weights", "own", 1, 3, depth=2),
     "nequip-M-hidden, spline": _case("nequip-M-hidden", "first_row", 6, 37),
     "own weights": _case("path-weights", "own", 13),
     "odd multiplicities, pairs": _case("odd-multiplicities", "edge_pair", 7),
@@ -125,9 +139,7 @@ RADIAL_CONV = {
 
 def arguments(inputs: Inputs, case: Case) -> dict[str, Any]:
     """Keyword arguments of the operator."""
-    named, problem = inputs._asdict(), case.problem
-    chosen = problem.named(named.pop("chosen"))
-    return {**named, **chosen, "problem": problem.product}
+    return _named(inputs, case.problem)
 
 
 OPERATOR = Operator(

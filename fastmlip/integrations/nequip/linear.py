@@ -1,0 +1,66 @@
+"""e3nn's ``Linear``, and its ``FullyConnectedTensorProduct`` folded by type, frozen, on
+:mod:`fastmlip.ops.irreps_linear`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from fastmlip import nn
+
+
+class FrozenLinear(nn.IrrepsLinear):
+    """``linear``, which keeps its weights: they are given at every call."""
+
+    factors: torch.Tensor  # of the weights: e3nn's path weights
+
+    def __init__(self, linear: Any) -> None:
+        paths = [path for path in linear.instructions if 0 not in path.path_shape]
+        super().__init__(
+            linear.irreps_in, linear.irreps_out, [(path.i_in, path.i_out) for path in paths]
+        )
+        factors = [
+            torch.full(path.path_shape, path.path_weight, dtype=linear.weight.dtype).flatten()
+            for path in paths
+        ]
+        self.register_buffer("factors", torch.cat(factors).unsqueeze(0), persistent=False)
+
+    def forward(self, x: torch.Tensor, linear: Any) -> torch.Tensor:  # type: ignore[override]
+        """``linear(x)``."""
+        return super().forward(x, linear.weight * self.factors)
+
+
+def unsupported(linear: Any) -> str:
+    """Why a ``Linear`` cannot be taken; empty where it can."""
+    if getattr(linear, "bias_numel", 0):
+        return "a linear layer has a bias"
+    if not hasattr(linear, "weight") or linear.weight.dim() != 1:
+        return "an unknown version of e3nn's Linear"
+    return ""
+
+
+class TypedLinear(nn.IrrepsLinear):
+    """A self-connection ``sc`` with a second operand v that depends on the type t alone.
+
+    The weight ``W[u, v, w]`` of a path of e3nn's ``FullyConnectedTensorProduct`` becomes
+    ``M[t, u, w] = sum_v v[t] W[u, v, w]``; the scalar second operand makes the Wigner 3j symbol a
+    unit matrix over sqrt(2 l + 1).
+    """
+
+    def __init__(self, sc: Any) -> None:
+        super().__init__(
+            sc.irreps_in1, sc.irreps_out, [(path.i_in1, path.i_out) for path in sc.instructions]
+        )
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, sc: Any, v: torch.Tensor, types: torch.Tensor
+    ) -> torch.Tensor:
+        """``sc(x, v[types])``; ``v [num_types, irreps_in2.dim]``."""
+        slices, blocks = sc.irreps_in2.slices(), []
+        for _, path, weight in sc.weight_views(yield_instruction=True):
+            dim = sc.irreps_in1[path.i_in1].ir.dim
+            m = torch.einsum("uvw,tv->tuw", weight, v[:, slices[path.i_in2]])
+            blocks.append(m.flatten(1) * (path.path_weight / math.sqrt(dim)))
+        return super().forward(x, torch.cat(blocks, 1), types)

@@ -1,0 +1,148 @@
+"""Gated nonlinearity: activations of scalars, and irreps multiplied by activated scalars.
+
+Each column of ``x`` belongs to one segment. With an activation f, its factor c, u counting
+multiplicities and m components::
+
+    out[n, u]    = c f(x[n, u])                        scalars
+    out[n, u, m] = c f(g[n, u]) * v[n, u, m]           gates g and what they gate, v
+
+as e3nn's ``Gate``, whose factor gives f of a normal variable a second moment of one. Activations
+are ``silu``, ``tanh`` and ``identity``.
+
+The C++ operators give the first and the second derivatives in one pass each; other backends take
+the reference.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from fastmlip import backend
+from fastmlip.ops.ladder import Rung, ladder
+
+Tensor = torch.Tensor
+FLOATS = (torch.float32, torch.float64)
+ACTIVATIONS = {  # in the order of csrc/gate.h
+    "identity": lambda x: x,
+    "silu": torch.nn.functional.silu,
+    "tanh": torch.tanh,
+}
+
+
+class Segment(NamedTuple):
+    """``mul`` scalars that begin at column ``gate`` of ``x``; with ``dim`` > 0 they gate ``mul``
+    irreps of that dimension that begin at column ``start``. The result begins at column ``out``."""
+
+    gate: int
+    start: int
+    out: int
+    mul: int
+    dim: int
+    activation: str
+    factor: float
+
+
+def dims(segments: tuple[Segment, ...]) -> tuple[int, int]:
+    """Columns of ``x`` and of the result."""
+    return sum(s.mul * (1 + s.dim) for s in segments), sum(s.mul * max(1, s.dim) for s in segments)
+
+
+def make_tables(segments: tuple[Segment, ...]) -> Tensor:
+    """What the C++ operators read."""
+    values = [*dims(segments), len(segments)]
+    for *places, activation, factor in segments:
+        (bits,) = struct.unpack("<q", struct.pack("<d", factor))
+        values += [*places, list(ACTIVATIONS).index(activation), bits]
+    return torch.tensor(values)
+
+
+def gate(x: Tensor, segments: tuple[Segment, ...], tables: Tensor | None = None) -> Tensor:
+    """The nonlinearity of this page, ``[N, columns of the result]``.
+
+    Args:
+        x: ``[N, columns]`` in ``mul_ir`` layout, float32 or float64.
+        segments: what the columns are; all are in one segment.
+        tables: :func:`make_tables` of the segments, where the caller keeps it.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+    """
+    columns, dim_out = dims(segments)
+    if x.dtype not in FLOATS:
+        raise TypeError(f"x: expected float32 or float64, got {x.dtype}")
+    if x.dim() != 2 or x.shape[1] != columns:
+        raise ValueError(f"x: expected shape [N, {columns}], got {tuple(x.shape)}")
+    if backend.choose(x) != "cpp":
+        return reference(x, segments)
+    if tables is None:
+        tables = make_tables(segments)
+    return _LADDER["forward"](x, tables, dim_out)
+
+
+def reference(x: Tensor, segments: tuple[Segment, ...]) -> Tensor:
+    """The formula of this page; differentiable by torch's own autograd to any order."""
+    blocks = []
+    for s in sorted(segments, key=lambda s: s.out):
+        value = s.factor * ACTIVATIONS[s.activation](x[:, s.gate : s.gate + s.mul])
+        if s.dim:
+            gated = x[:, s.start : s.start + s.mul * s.dim].unflatten(1, (s.mul, s.dim))
+            value = (value.unsqueeze(2) * gated).flatten(1)
+        blocks.append(value)
+    return torch.cat(blocks, 1) if blocks else x.new_zeros(x.shape)
+
+
+# ---------------------------------------------------------------- derivatives
+
+
+def _save(ctx, inputs, output) -> None:
+    x, tables, _ = inputs
+    ctx.save_for_backward(x, tables)
+
+
+def _forward_vjp(rungs, ctx, grad):
+    x, tables = ctx.saved_tensors
+    return rungs["backward"](grad, x, tables), None, None
+
+
+def _save_all(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_vjp(rungs, ctx, hx):
+    grad, x, tables = ctx.saved_tensors
+    return *rungs["double_backward"](hx, grad, x, tables), None
+
+
+def _no_third_derivative(rungs, ctx, *grads):
+    raise NotImplementedError("gate: no third derivatives; expected at most second ones")
+
+
+if backend.load_extension() is None:
+
+    @torch.library.register_fake("fastmlip::gate_cpu")
+    def _(x, tables, dim_out):
+        return x.new_empty((x.shape[0], dim_out))
+
+    @torch.library.register_fake("fastmlip::gate_backward_cpu")
+    def _(grad, x, tables):
+        return _like(x)
+
+    @torch.library.register_fake("fastmlip::gate_double_backward_cpu")
+    def _(hx, grad, x, tables):
+        return _like(grad), _like(x)
+
+    _like = partial(torch.empty_like, memory_format=torch.contiguous_format)
+    _OPS = torch.ops.fastmlip
+    _LADDER = ladder(
+        {
+            "forward": Rung(_OPS.gate_cpu.default, _save, _forward_vjp),
+            "backward": Rung(_OPS.gate_backward_cpu.default, _save_all, _backward_vjp),
+            "double_backward": Rung(
+                _OPS.gate_double_backward_cpu.default, _save_all, _no_third_derivative
+            ),
+        }
+    )

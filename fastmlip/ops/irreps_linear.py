@@ -1,0 +1,185 @@
+"""Linear maps of irreps, with one set of weights or one for each type.
+
+With the type t_n of row n, blocks i of ``irreps_in`` and k of ``irreps_out`` that hold the same
+irrep, u and w counting its multiplicities and m its components::
+
+    out[n, k, w, m] = sum over paths (i, k) and u of  weight[t_n, path, u, w] * x[n, i, u, m]
+
+which is e3nn's ``Linear``, and its ``FullyConnectedTensorProduct`` with scalars that depend on the
+type alone, once path weights (and those scalars) are multiplied into ``weight``.
+
+One operator is its own derivative: the gradient of ``x`` is the same map with the weights
+transposed, which the C++ operator reads as they lie. A ``weight`` that requires a gradient takes
+the reference, as does every backend but the C++ one: for frozen models this operator is, the
+others are matrix products for torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from e3nn.o3 import Irreps
+
+from fastmlip import backend
+from fastmlip.ops.ladder import Rung, ladder
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class LinearProblem:
+    """``irreps_in -> irreps_out`` along ``instructions``: pairs of the numbers of two blocks.
+
+    The weights ``[mul_in, mul_out]`` of the paths lie one behind the other, as in e3nn.
+
+    Raises:
+        ValueError: naming the instruction and what is wrong with it.
+    """
+
+    irreps_in: str
+    irreps_out: str
+    instructions: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        # cached here, because before Python 3.12 Dynamo cannot trace a cached_property's lock
+        _ = self.paths, self.dim_in, self.dim_out, self.weight_numel
+
+    @cached_property
+    def paths(self) -> tuple[tuple[int, int, int, int, int, int], ...]:
+        """``(in, mul_in, out, mul_out, dim, weight)`` of each path, where blocks and weights start;
+        csrc/irreps_linear.h names the same fields in the same order."""
+        blocks_in, blocks_out = Irreps(self.irreps_in), Irreps(self.irreps_out)
+        rows, weight = [], 0
+        for number, (i, k) in enumerate(self.instructions):
+            if not (0 <= i < len(blocks_in) and 0 <= k < len(blocks_out)):
+                raise ValueError(f"instruction {number}: there is no path from block {i} to {k}")
+            (mul_in, ir), (mul_out, ir_out) = blocks_in[i], blocks_out[k]
+            if ir != ir_out:
+                raise ValueError(f"instruction {number}: {ir} is not {ir_out}")
+            start, end = blocks_in.slices()[i].start, blocks_out.slices()[k].start
+            rows.append((start, mul_in, end, mul_out, ir.dim, weight))
+            weight += mul_in * mul_out
+        return tuple(rows)
+
+    @cached_property
+    def dim_in(self) -> int:
+        return Irreps(self.irreps_in).dim
+
+    @cached_property
+    def dim_out(self) -> int:
+        return Irreps(self.irreps_out).dim
+
+    @cached_property
+    def weight_numel(self) -> int:
+        return sum(mul_in * mul_out for _, mul_in, _, mul_out, _, _ in self.paths)
+
+    def tables(self) -> Tensor:
+        """What the C++ operator reads."""
+        header = (self.dim_in, self.dim_out, self.weight_numel, len(self.paths))
+        return torch.tensor([*header, *(field for path in self.paths for field in path)])
+
+
+def irreps_linear(
+    x: Tensor,
+    weight: Tensor,
+    problem: LinearProblem,
+    types: Tensor | None = None,
+    tables: Tensor | None = None,
+) -> Tensor:
+    """The map of this page, ``[N, irreps_out.dim]`` in ``mul_ir`` layout.
+
+    Args:
+        x: ``[N, irreps_in.dim]``, float32 or float64.
+        weight: ``[num_types, problem.weight_numel]``, one row where ``types`` is not given; dtype
+            of ``x``.
+        problem: irreps and paths.
+        types: at least N types, int64, in ``[0, num_types)``; more, as for ghost atoms, are not
+            read.
+        tables: ``problem.tables()``, where the caller keeps it.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what came and what was expected.
+        RuntimeError: a type out of range.
+    """
+    _check(x, weight, problem, types)
+    composed = weight.requires_grad and torch.is_grad_enabled()
+    if composed or backend.choose(x) != "cpp":
+        return reference(x, weight, problem, types)
+    if tables is None:
+        tables = problem.tables()
+    return _LADDER["apply"](x, weight, types, tables, problem.dim_out, False)
+
+
+def _check(x: Tensor, weight: Tensor, problem: LinearProblem, types: Tensor | None) -> None:
+    if x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x: expected float32 or float64, got {x.dtype}")
+    if x.dim() != 2 or x.shape[1] != problem.dim_in:
+        raise ValueError(
+            f"x: expected shape [N, irreps_in.dim] with {problem.dim_in} columns, got "
+            f"{tuple(x.shape)}"
+        )
+    if weight.dtype != x.dtype:
+        raise TypeError(f"weight: expected {x.dtype} as x has, got {weight.dtype}")
+    if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != problem.weight_numel:
+        raise ValueError(
+            f"weight: expected shape [num_types, weight_numel] with {problem.weight_numel} columns,"
+            f" got {tuple(weight.shape)}"
+        )
+    if types is None:
+        if weight.shape[0] != 1:
+            raise ValueError(f"weight: expected one row without types, got {weight.shape[0]}")
+    elif types.dtype != torch.int64:
+        raise TypeError(f"types: expected int64, got {types.dtype}")
+    elif types.dim() != 1 or types.shape[0] < x.shape[0]:
+        raise ValueError(
+            f"types: expected at least N = {x.shape[0]} entries, got {tuple(types.shape)}"
+        )
+    for name, other in (("weight", weight), ("types", types)):
+        if other is not None and other.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device} as x has, got {other.device}")
+
+
+def reference(
+    x: Tensor, weight: Tensor, problem: LinearProblem, types: Tensor | None = None
+) -> Tensor:
+    """The formula of this page; differentiable by torch's own autograd to any order."""
+    nodes = x.shape[0]
+    one_hot = x.new_ones(nodes, 1)
+    if types is not None:
+        one_hot = torch.nn.functional.one_hot(types[:nodes], weight.shape[0]).to(x.dtype)
+    out = x.new_zeros(nodes, problem.dim_out)
+    for start, mul_in, end, mul_out, dim, first in problem.paths:
+        block = x[:, start : start + mul_in * dim].reshape(nodes, mul_in, dim)
+        w = weight[:, first : first + mul_in * mul_out].reshape(weight.shape[0], mul_in, mul_out)
+        of_each_type = torch.einsum("num,tuw->ntwm", block, w)
+        result = torch.einsum("ntwm,nt->nwm", of_each_type, one_hot).flatten(1)
+        out = out + torch.nn.functional.pad(result, (end, problem.dim_out - end - mul_out * dim))
+    return out
+
+
+# ---------------------------------------------------------------- derivatives
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, types, tables, _, transposed = inputs
+    ctx.save_for_backward(weight, types, tables)
+    ctx.dim_in, ctx.transposed = x.shape[1], transposed
+
+
+def _vjp(rungs, ctx, grad):
+    if ctx.needs_input_grad[1]:
+        raise NotImplementedError("irreps_linear_cpu: weight has no gradient; call irreps_linear")
+    weight, types, tables = ctx.saved_tensors
+    dx = rungs["apply"](grad, weight, types, tables, ctx.dim_in, not ctx.transposed)
+    return dx, None, None, None, None, None
+
+
+if backend.load_extension() is None:
+
+    @torch.library.register_fake("fastmlip::irreps_linear_cpu")
+    def _(x, weight, types, tables, dim_out, transposed):
+        return x.new_empty((x.shape[0], dim_out))
+
+    _LADDER = ladder({"apply": Rung(torch.ops.fastmlip.irreps_linear_cpu.default, _save, _vjp)})

@@ -1,0 +1,116 @@
+"""gate: every row of the table against the reference, and the module against e3nn's."""
+
+from functools import partial
+
+import e3nn.nn
+import pytest
+import torch
+
+from fastmlip import nn, ops, use_backend
+from fastmlip.ops.gate import make_tables
+from fastmlip.testing import OPERATORS, assert_close, derivatives, poison_empty
+from fastmlip.testing.cases.gate import SILU, TANH
+
+OP = OPERATORS["gate"]
+GATES = [
+    ("128x0e", [SILU], "64x0e+32x0e", [SILU, SILU], "64x1o+32x2e"),
+    ("5x0e+3x0o", [SILU, TANH], "4x0e+7x0o", [SILU, TANH], "6x1o+2x2e+3x3o"),
+    ("3x0e+2x0e", [SILU, TANH], "2x0e+3x0e+4x0o", [TANH, SILU, TANH], "4x1o+5x2e"),
+    ("2x0o+3x0e", [TANH, None], "3x0o+2x0e", [TANH, SILU], "1x2e+2x1o+2x1e"),
+    ("7x0e", [SILU], "", [], ""),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", OP.cases)
+def test_all_derivatives_match_the_reference(name, dtype):
+    case = OP.cases[name]
+    inputs = OP.make_inputs(case, torch.float32)
+    with poison_empty():
+        got = derivatives(partial(OP.op, problem=case.problem), inputs.to(dtype), 2)
+    want = derivatives(partial(OP.reference, problem=case.problem), inputs.to(torch.float64), 2)
+    for one, other in zip(got, want, strict=True):
+        assert one.value.dtype == dtype
+        assert_close(one.value, other.value, one.order + 1, f"{name}: {one.name}")
+
+
+@pytest.mark.parametrize("arguments", GATES, ids=str)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_the_module_is_e3nns(arguments, backend):
+    host, fast = e3nn.nn.Gate(*arguments), nn.Gate(*arguments)
+    assert (fast.irreps_in, fast.irreps_out) == (host.irreps_in, host.irreps_out)
+    x = torch.randn(3, 5, host.irreps_in.dim, dtype=torch.float64)
+    with use_backend(backend):
+        assert_close(fast(x), host.double()(x), 1)
+        assert fast(x[:, :0]).shape == host(x[:, :0]).shape
+
+
+def test_small_and_large_numbers():
+    """Where a formula for an activation loses digits, or its exponential overflows."""
+    segments = OP.cases["no scalars"].segments
+    segment = segments[0]._replace(gate=0, start=0, mul=1, dim=0, factor=1.0)
+    for dtype, tolerance in ((torch.float32, 3e-7), (torch.float64, 3e-15)):
+        x = torch.logspace(-8, 3, 400, dtype=dtype)
+        x = torch.cat([x, -x, torch.zeros(1, dtype=dtype)])[:, None]
+        for activation in ("tanh", "silu"):
+            one = (segment._replace(activation=activation),)
+            want = (torch.tanh if activation == "tanh" else torch.nn.functional.silu)(x.double())
+            error = (ops.gate(x, one) - want).abs() / want.abs().clamp_min(1e-30)
+            error[x < -15] = 0  # silu goes to zero there, from numbers that are not normal
+            assert error.max() <= tolerance, f"{activation} {dtype}: {error.max()}"
+
+
+def test_the_module_takes_other_dtypes():
+    case = OP.cases["nequip-M"]
+    x = OP.make_inputs(case).x.to(torch.bfloat16)
+    module = nn.Gate(*GATES[0])
+    assert torch.equal(module(x), OP.reference(x, case.problem))
+
+
+def test_third_derivatives_are_refused():
+    case = OP.cases["identity"]
+    x = OP.make_inputs(case).x.requires_grad_()
+    value = OP.op(x, case.problem).sum()
+    for _ in range(2):
+        (value,) = torch.autograd.grad(value, x, create_graph=True)
+        value = value.square().sum()
+    with pytest.raises(NotImplementedError, match="gate: no third derivatives"):
+        torch.autograd.grad(value, x)
+
+
+@pytest.mark.parametrize("name", ["both parities", "scalars only"])
+def test_opcheck_and_graphs(name):
+    case = OP.cases[name]
+    x = OP.make_inputs(case).x.requires_grad_()
+    tables, columns = make_tables(case.segments), OP.op(x, case.problem).shape[1]
+    grad = torch.randn(len(x), columns, dtype=x.dtype, requires_grad=True)
+    torch.library.opcheck(torch.ops.fastmlip.gate_cpu, (x, tables, columns))
+    torch.library.opcheck(torch.ops.fastmlip.gate_backward_cpu, (grad, x, tables))
+    compiled = torch.compile(
+        lambda x: ops.gate(x, case.segments, tables).square().sum(),
+        fullgraph=True, dynamic=True, backend="aot_eager",
+    )  # fmt: skip
+    for nodes in (19, 0, 3):
+        (x,) = OP.make_inputs(case, nodes=nodes)
+        x.requires_grad_()
+        (got,) = torch.autograd.grad(compiled(x), x)
+        (want,) = torch.autograd.grad(OP.reference(x, case.problem).square().sum(), x)
+        assert_close(got, want, 1)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(2, 4), ValueError, r"x: expected shape \[N, 14\], got \(2, 4\)"),
+        (torch.zeros(14), ValueError, "x: expected shape"),
+        (torch.zeros(2, 14, dtype=torch.float16), TypeError, "x: expected float32 or float64"),
+    ],
+)
+def test_bad_arguments(x, error, message):
+    with pytest.raises(error, match=message):
+        OP.op(x, OP.cases["identity"].problem)
+
+
+def test_an_activation_without_kernel_is_named():
+    with pytest.raises(ValueError, match="activation relu: expected silu, tanh or None"):
+        nn.Gate("3x0e", [torch.nn.functional.relu], "", [], "")
