@@ -152,15 +152,13 @@ def test_one_sided_and_shuffled_edges():
 def test_the_self_connection_is_folded_and_the_same():
     model = fastmlip.accelerate(build("S", "float64"))
     blocks = [m for m in model.modules() if isinstance(m, interaction_block.FastInteractionBlock)]
-    folded = [block for block in blocks if block.num_types]
+    folded = [block for block in blocks if block.type_embed]
     assert folded
     types = torch.arange(12) % 3
     for block in folded:
-        attrs = torch.randn(3, block.sc.irreps_in2.dim, dtype=torch.float64)[types]
+        attrs = block.type_embed[0].embed_module.weight[types]
         x = torch.randn(12, block.sc.irreps_in1.dim, dtype=torch.float64)
-        got = interaction_block.self_connection(
-            block, x, {"node_attrs": attrs, "atom_types": types}
-        )
+        got = interaction_block.self_connection(block, x, {"atom_types": types})
         assert relative_error(got.detach(), block.sc(x, attrs).detach()) < 1e-12
 
 

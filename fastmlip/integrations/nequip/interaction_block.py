@@ -38,7 +38,7 @@ Data = dict[str, torch.Tensor]
 class FastInteractionBlock(Derived):
     """What the derived class has in place of the host's."""
 
-    num_types: int  # of the one type embedding that makes node attributes, or 0
+    type_embed: tuple[Any, ...]  # what node attributes are a function of the type by, or nothing
     maps: torch.nn.ModuleDict  # of linear_1, linear_2 and, folded by type, of sc
     is_last: bool
     spline: RadialSpline | None
@@ -75,12 +75,12 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
     new: Any = empty(FastInteractionBlock, type(old))
     new.__dict__.update(old.__dict__)  # children that are swapped later are swapped in both
-    new.num_types = _num_types(old, model)
+    new.type_embed = _type_embed(old, model)
     names = ("linear_1", "linear_2")
     new.maps = torch.nn.ModuleDict(
         {name: linear.FrozenLinear(getattr(old, name)) for name in names}
     )
-    if new.num_types:
+    if new.type_embed:
         new.maps["sc"] = linear.TypedLinear(old.sc)
     blocks = [m for m in model.modules() if type(m).__name__ == type(old).__name__]
     new.is_last = old is blocks[-1]
@@ -119,16 +119,16 @@ def unsupported(module: torch.nn.Module) -> str:
     return linear.unsupported(host.linear_1) or linear.unsupported(host.linear_2)
 
 
-def _num_types(block: Any, model: torch.nn.Module) -> int:
-    """How many types the self-connection is folded for; 0 where it is not."""
-    embeds: list[Any] = [m for m in model.modules() if type(m).__name__ == "NodeTypeEmbed"]
-    others = [m for m in model.modules() if type(m).__name__.endswith("NodeTypeEmbed")]
-    if block.sc is None or len(embeds) != 1 or len(others) != 1:
-        return 0
+def _type_embed(block: Any, model: torch.nn.Module) -> tuple[Any, ...]:
+    """The embedding that node attributes come from, in a tuple so that it does not become a child;
+    nothing where the self-connection is not to be folded."""
+    embeds: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("NodeTypeEmbed")]
+    if block.sc is None or [type(embed).__name__ for embed in embeds] != ["NodeTypeEmbed"]:
+        return ()
     if getattr(embeds[0], "do_categorical_graph_field_embed", True):
-        return 0
+        return ()
     num_types = embeds[0].embed_module.num_embeddings
-    return num_types if 2 * num_types <= block.sc.irreps_in2.dim else 0  # else it is more work
+    return tuple(embeds) if 2 * num_types <= block.sc.irreps_in2.dim else ()  # else it is more work
 
 
 # ---------------------------------------------------------------- the forward of a frozen block
@@ -185,9 +185,7 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
 
 def self_connection(block: Any, x: torch.Tensor, data: Data) -> torch.Tensor:
     """``block.sc`` of the node attributes, ``[N, irreps_out.dim]``."""
-    attrs = data["node_attrs"]
-    if not block.num_types:
-        return block.sc(x, attrs[: x.shape[0]])
-    types = data["atom_types"].view(-1)
-    v = attrs.new_zeros(block.num_types, attrs.shape[1]).index_copy(0, types, attrs)
-    return block.maps["sc"](x, block.sc, v, types)
+    if not block.type_embed:
+        return block.sc(x, data["node_attrs"][: x.shape[0]])
+    attrs = block.type_embed[0].embed_module.weight
+    return block.maps["sc"](x, block.sc, attrs, data["atom_types"].view(-1))

@@ -49,18 +49,25 @@ class TypedLinear(nn.IrrepsLinear):
     unit matrix over sqrt(2 l + 1).
     """
 
+    folded: torch.Tensor | None  # M, where it is kept: in tabulated models
+
     def __init__(self, sc: Any) -> None:
         super().__init__(
             sc.irreps_in1, sc.irreps_out, [(path.i_in1, path.i_out) for path in sc.instructions]
         )
+        self.register_buffer("folded", None, persistent=False)
+
+    def fold(self, sc: Any, v: torch.Tensor) -> torch.Tensor:
+        """M ``[num_types, weight_numel]``."""
+        slices, blocks = sc.irreps_in2.slices(), []
+        for _, path, weight in sc.weight_views(yield_instruction=True):
+            factor = path.path_weight / math.sqrt(sc.irreps_in1[path.i_in1].ir.dim)
+            m = torch.matmul(v[:, slices[path.i_in2]] * factor, weight)  # [u, t, w]
+            blocks.append(m.transpose(0, 1).flatten(1))
+        return torch.cat(blocks, 1)
 
     def forward(  # type: ignore[override]
         self, x: torch.Tensor, sc: Any, v: torch.Tensor, types: torch.Tensor
     ) -> torch.Tensor:
         """``sc(x, v[types])``; ``v [num_types, irreps_in2.dim]``."""
-        slices, blocks = sc.irreps_in2.slices(), []
-        for _, path, weight in sc.weight_views(yield_instruction=True):
-            dim = sc.irreps_in1[path.i_in1].ir.dim
-            m = torch.einsum("uvw,tv->tuw", weight, v[:, slices[path.i_in2]])
-            blocks.append(m.flatten(1) * (path.path_weight / math.sqrt(dim)))
-        return super().forward(x, torch.cat(blocks, 1), types)
+        return super().forward(x, self.fold(sc, v) if self.folded is None else self.folded, types)

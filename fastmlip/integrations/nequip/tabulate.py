@@ -71,6 +71,9 @@ def tabulate_(
             f"{next(blocks[0].linear_1.parameters()).dtype}"
         )
     for block in blocks:
+        if block.type_embed:
+            sc, attrs = block.maps["sc"], block.type_embed[0].embed_module.weight
+            sc.folded = sc.fold(block.sc, attrs)
         block.table_metadata = {
             "fastmlip_table_intervals": str(intervals),
             "fastmlip_table_max_force_error": f"{error:.1e}",
