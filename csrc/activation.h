@@ -67,7 +67,8 @@ FASTMLIP_INLINE inline Activated<T> hyperbolic_tangent(Vec<T> x) {
                               x2 * (T(-17. / 315) +
                                     x2 * (T(62. / 2835) +
                                           x2 * (T(-1382. / 155925) + x2 * T(21844. / 6081075)))))));
-  const Vec<T> value = x2 < T(sizeof(T) == 4 ? 0.2 : 0.01) ? near : far, first = T(1) - value * value;
+  const Vec<T> value = x2 < T(sizeof(T) == 4 ? 0.2 : 0.01) ? near : far,
+               first = T(1) - value * value;
   return {value, first, T(-2) * value * first};
 }
 
