@@ -110,16 +110,36 @@ struct Chunk {
   int64_t num_rows() const { return int64_t(rows.size()); }
 };
 
-// Walks through all chunks of a pass.
+// Where the rows of all pairs lie that are kept: in the order in which receivers first need them.
+// Nowhere, if there is not enough room.
+struct KeptRows {
+  std::vector<int64_t> row;  // [edge that stands for its pair], or nothing
+
+  template <class T>
+  KeptRows(const RadialTensors<T>& t, const EdgeOrder& order) {
+    if (t.kept_rows == 0) return;
+    row.assign(order.num_edges, -1);
+    int64_t count = 0;
+    for (int64_t k = 0; k < order.num_edges; ++k) {
+      const int64_t edge = order.dst_edge[k];
+      int64_t& place = row[t.edge_pair ? t.edge_pair[edge] : edge];
+      if (place < 0) place = count++;
+    }
+    if (count > t.kept_rows) row.clear();
+  }
+};
+
+// Walks through all chunks of a pass. With `once`, a pair has a row in its first chunk only.
 class Chunks {
  public:
   Chunks(const int64_t* ptr, const int64_t* edges, const int64_t* pair, const EdgeOrder& order,
-         int64_t row_bytes)
+         int64_t row_bytes, bool once = false)
       : ptr_(ptr),
         edges_(edges),
         pair_(pair),
         nodes_(order.num_nodes),
         max_rows_(std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, row_bytes))),
+        once_(once),
         seen_(order.num_edges, -1) {}
 
   bool next(Chunk& chunk) {
@@ -131,7 +151,7 @@ class Chunks {
     while (chunk.end < nodes_ && (chunk.end == chunk.begin || chunk.num_rows() < max_rows_)) {
       for (int64_t k = ptr_[chunk.end]; k < ptr_[chunk.end + 1]; ++k) {
         const int64_t edge = pair_ ? pair_[edges_[k]] : edges_[k];
-        if (seen_[edge] < base_) {
+        if (seen_[edge] < (once_ ? 0 : base_)) {
           seen_[edge] = base_ + chunk.num_rows();
           chunk.rows.push_back(edge);
         }
@@ -147,6 +167,7 @@ class Chunks {
  private:
   const int64_t *ptr_, *edges_, *pair_;
   const int64_t nodes_, max_rows_;
+  const bool once_;
   std::vector<int64_t> seen_;  // [edge]: its row, counted over all chunks
   int64_t base_ = 0;
 };
@@ -169,12 +190,15 @@ struct ChunkRows {
   const int64_t numel;
   const T* rows;
   T* gradients;
+  const int64_t *kept, *pair;  // if rows are those of KeptRows
   static constexpr bool stream = false;
 
   int64_t end(int64_t) const { return chunk.last; }
   void prepare(int64_t, const int64_t*, int) {}
   void finish(int64_t, const int64_t*, int) {}
-  const T* w(int64_t k, int64_t) const { return rows + chunk.row_of[k - chunk.first] * numel; }
+  const T* w(int64_t k, int64_t edge) const {
+    return rows + (kept ? kept[pair ? pair[edge] : edge] : chunk.row_of[k - chunk.first]) * numel;
+  }
   const T* hw(int64_t, int64_t) const { return nullptr; }
   T* dw(int64_t k, int64_t) const {
     return gradients ? gradients + (k - chunk.first) * numel : nullptr;
@@ -269,13 +293,23 @@ void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* t
                             parallel_for, threads);
   };
   if (t.first_row) return receive([&] { return BandRows<T>(t, numel); }, 0, nodes);
+  const KeptRows kept(t, order);
+  const bool keep = !kept.row.empty();
   Chunk chunk;
-  Chunks chunks(order.dst_ptr, order.dst_edge, t.edge_pair, order, numel * int64_t(sizeof(T)));
-  for (Workspace memory(64); chunks.next(chunk);) {
-    memory.grow(numel * chunk.num_rows() * int64_t(sizeof(T)));
-    T* rows = static_cast<T*>(memory.get());
+  Chunks chunks(order.dst_ptr, order.dst_edge, t.edge_pair, order, numel * int64_t(sizeof(T)),
+                keep);
+  T* next = t.kept;
+  for (Workspace memory(64); chunks.next(chunk); next += keep * numel * chunk.num_rows()) {
+    if (!keep) memory.grow(numel * chunk.num_rows() * int64_t(sizeof(T)));
+    T* rows = keep ? next : static_cast<T*>(memory.get());
     multiply(t, chunk, numel, rows, parallel_for, threads);
-    receive([&] { return ChunkRows<T>{chunk, numel, rows, nullptr}; }, chunk.begin, chunk.end);
+    receive(
+        [&] {
+          return ChunkRows<T>{
+              chunk,      numel, keep ? t.kept : rows, nullptr, keep ? kept.row.data() : nullptr,
+              t.edge_pair};
+        },
+        chunk.begin, chunk.end);
   }
 }
 
@@ -295,13 +329,22 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
   if (t.first_row) return send([&] { return BandRows<T>(t, numel); }, 0, nodes);
   std::fill_n(t.dradial, order.num_edges * t.inputs, T(0));
   const Transposed<T> transposed(t, numel);
+  const KeptRows kept(t, order);
+  const bool keep = !kept.row.empty();
   Chunk chunk;
   Chunks chunks(order.src_ptr, order.src_edge, t.edge_pair, order, numel * int64_t(sizeof(T)));
   for (Workspace memory(64); chunks.next(chunk);) {
-    memory.grow(numel * (chunk.num_rows() + chunk.last - chunk.first) * int64_t(sizeof(T)));
-    T *rows = static_cast<T*>(memory.get()), *gradients = rows + numel * chunk.num_rows();
-    multiply(t, chunk, numel, rows, parallel_for, threads);
-    send([&] { return ChunkRows<T>{chunk, numel, rows, gradients}; }, chunk.begin, chunk.end);
+    const int64_t made = keep ? 0 : chunk.num_rows();
+    memory.grow(numel * (made + chunk.last - chunk.first) * int64_t(sizeof(T)));
+    T *rows = static_cast<T*>(memory.get()), *gradients = rows + numel * made;
+    if (!keep) multiply(t, chunk, numel, rows, parallel_for, threads);
+    send(
+        [&] {
+          return ChunkRows<T>{
+              chunk,      numel, keep ? t.kept : rows, gradients, keep ? kept.row.data() : nullptr,
+              t.edge_pair};
+        },
+        chunk.begin, chunk.end);
     multiply_back(t, chunk, numel, gradients, transposed, parallel_for, threads);
   }
 }

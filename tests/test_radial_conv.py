@@ -72,6 +72,28 @@ def test_many_chunks_give_what_one_gives():
         assert_close(got.value, want.value, 2, got.name)
 
 
+@pytest.mark.parametrize("name", ["deep network", "one weight, pairs", "own weights"])
+@pytest.mark.parametrize("room", ["all", "too little", "nothing"])
+def test_kept_rows_give_what_rows_made_again_give(name, room):
+    """``too little``: as where the rows of all pairs are more than 128 MiB."""
+    case = OP.cases[name]
+    inputs = OP.make_inputs(case, nodes=7, edges=120)
+    named = {"edge_pair": None, "first_row": None} | OP.arguments(inputs, case)
+    product, order = named["problem"], ops.edge_order(inputs.edge_dst, inputs.edge_src, 7)
+    operands = [*inputs[:3], *(named[k] for k in ("weight", "hidden", "edge_pair", "first_row"))]
+    operands += [order, product.tables()]
+    out, kept = torch.ops.fastmlip.radial_conv_cpu(*operands, product.dim_out, True)
+    if room != "all":
+        kept = kept[: 3 if room == "too little" else 0].contiguous().fill_(float("nan"))
+    assert_close(out, OP.reference(*inputs, problem=case.problem), 1)
+    grad = torch.randn_like(out)
+    got = torch.ops.fastmlip.radial_conv_backward_cpu(grad, *operands, kept, product.dim_out)
+    leaves = [t.clone().requires_grad_() for t in inputs[:3]]
+    value = OP.reference(*leaves, *inputs[3:], problem=case.problem)
+    for one, other in zip(got, torch.autograd.grad(value, leaves, grad), strict=True):
+        assert_close(one, other, 2)
+
+
 @pytest.mark.parametrize("name", ["own weights", "cubic spline"])
 def test_other_backends_agree(name):
     case = OP.cases[name]
@@ -139,11 +161,14 @@ def test_opcheck(name):
     product = named["problem"]
     order = ops.edge_order(inputs.edge_dst, inputs.edge_src, inputs.x.shape[0])
     rest = [named[name] for name in ("weight", "hidden", "edge_pair", "first_row")]
-    rest += [order, product.tables(), product.dim_out]
+    rest += [order, product.tables()]
     leaves = [t.requires_grad_() for t in inputs[:3]]
-    torch.library.opcheck(torch.ops.fastmlip.radial_conv_cpu, (*leaves, *rest))
+    forward, kept = torch.ops.fastmlip.radial_conv_cpu, inputs.x.new_empty(0, product.weight_numel)
+    torch.library.opcheck(forward, (*leaves, *rest, product.dim_out, False))  # kept rows have gaps
     grad = torch.randn(3, product.dim_out, dtype=inputs.x.dtype, requires_grad=True)
-    torch.library.opcheck(torch.ops.fastmlip.radial_conv_backward_cpu, (grad, *leaves, *rest))
+    torch.library.opcheck(
+        torch.ops.fastmlip.radial_conv_backward_cpu, (grad, *leaves, *rest, kept, product.dim_out)
+    )
 
 
 CASE = OP.cases["own weights"]

@@ -15,6 +15,8 @@ namespace {
 
 using Maybe = std::optional<Tensor>;
 
+constexpr int64_t kKeptBytes = int64_t(128) << 20;  // of one call; fastmlip/ops/radial_conv.py
+
 struct Call {
   Tensor x, a, radial, weight;
   Maybe hidden, pair, first;
@@ -90,34 +92,47 @@ struct Call {
   EdgeOrder edge_order() const { return {order.const_data_ptr<int64_t>(), nodes, edges}; }
 };
 
-Tensor radial_conv_cpu(const Tensor& x, const Tensor& a, const Tensor& radial, const Tensor& weight,
-                       const Maybe& hidden, const Maybe& edge_pair, const Maybe& first_row,
-                       const Tensor& order, const Tensor& tables, int64_t dim_out) {
+std::tuple<Tensor, Tensor> radial_conv_cpu(const Tensor& x, const Tensor& a, const Tensor& radial,
+                                           const Tensor& weight, const Maybe& hidden,
+                                           const Maybe& edge_pair, const Maybe& first_row,
+                                           const Tensor& order, const Tensor& tables,
+                                           int64_t dim_out, bool keep) {
   const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out);
   Tensor out = torch::stable::new_empty(call.x, {call.nodes, dim_out});
+  const int64_t row_bytes = call.weight.size(1) * call.weight.element_size();
+  const int64_t room = kKeptBytes / std::max<int64_t>(1, row_bytes);
+  Tensor kept = torch::stable::new_empty(
+      call.x, {keep ? std::min(call.edges, room) : 0, call.weight.size(1)});
+  ask_for_huge_pages(kept.data_ptr(), kept.numel() * kept.element_size());
   auto run = [&](auto kernel, auto t) {
-    t.out = out.mutable_data_ptr<std::remove_pointer_t<decltype(t.out)>>();
+    using T = std::remove_pointer_t<decltype(t.out)>;
+    t.out = out.mutable_data_ptr<T>();
+    t.kept = kept.mutable_data_ptr<T>(), t.kept_rows = kept.size(0);
     kernel(t, call.edge_order(), call.tables, parallel_for, call.threads());
   };
   if (call.x.scalar_type() == ScalarType::Double)
     run(radial_conv().forward_f64, call.pointers<double>());
   else
     run(radial_conv().forward_f32, call.pointers<float>());
-  return out;
+  return {out, kept};
 }
 
 std::tuple<Tensor, Tensor, Tensor> radial_conv_backward_cpu(
     const Tensor& grad, const Tensor& x, const Tensor& a, const Tensor& radial,
     const Tensor& weight, const Maybe& hidden, const Maybe& edge_pair, const Maybe& first_row,
-    const Tensor& order, const Tensor& tables, int64_t dim_out) {
+    const Tensor& order, const Tensor& tables, const Tensor& kept, int64_t dim_out) {
   const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out);
   expect_shape("grad", grad, call.nodes, dim_out);
+  expect(kept.dim() == 2 && kept.size(1) == call.weight.size(1) && kept.is_contiguous() &&
+             kept.scalar_type() == call.x.scalar_type(),
+         "kept: not what the forward operator returned");
   const Tensor g = packed(grad);
   Tensor dx = empty_as(call.x), da = empty_as(call.a), dradial = empty_as(call.radial);
   auto run = [&](auto kernel, auto t) {
     using T = std::remove_pointer_t<decltype(t.out)>;
     t.grad = g.const_data_ptr<T>(), t.dx = dx.mutable_data_ptr<T>();
     t.da = da.mutable_data_ptr<T>(), t.dradial = dradial.mutable_data_ptr<T>();
+    t.kept = const_cast<T*>(kept.const_data_ptr<T>()), t.kept_rows = kept.size(0);
     kernel(t, call.edge_order(), call.tables, parallel_for, call.threads());
   };
   if (call.x.scalar_type() == ScalarType::Double)
@@ -133,12 +148,12 @@ std::tuple<Tensor, Tensor, Tensor> radial_conv_backward_cpu(
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
       "radial_conv_cpu(Tensor x, Tensor edge_attr, Tensor radial, Tensor weight, Tensor? "
-      "hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, SymInt dim_out) "
-      "-> Tensor");
+      "hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, SymInt dim_out, "
+      "bool keep) -> (Tensor, Tensor)");
   m.def(
       "radial_conv_backward_cpu(Tensor grad, Tensor x, Tensor edge_attr, Tensor radial, Tensor "
       "weight, Tensor? hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, "
-      "SymInt dim_out) "
+      "Tensor kept, SymInt dim_out) "
       "-> (Tensor, Tensor, Tensor)");
 }
 

@@ -18,8 +18,8 @@ from torch.autograd import forward_ad
 class Rung(NamedTuple):
     """An operator and its derivative.
 
-    ``save(ctx, inputs, output)`` keeps what ``vjp(rungs, ctx, *grads)`` needs, and does not use
-    ``output``; ``rungs`` are the operators of the ladder by name, for use in the formula.
+    ``save(ctx, inputs, output)`` keeps what ``vjp(rungs, ctx, *grads)`` needs; ``rungs`` are the
+    operators of the ladder by name, for use in the formula.
     """
 
     operator: Any
@@ -42,8 +42,9 @@ def _call(operator: Any, save: Callable[..., None], vjp: Callable[..., Any]) -> 
         # without a setup_context, for which torch would inspect signatures at every call
         @staticmethod
         def forward(ctx, *operands):
-            save(ctx, operands, None)
-            return _below_autograd(operator, operands)
+            output = _below_autograd(operator, operands)
+            save(ctx, operands, output)
+            return output
 
         backward = staticmethod(vjp)
 

@@ -12,7 +12,9 @@ pair, in the row that stands for it. The network is its hidden layers, all of on
 ``silu(row @ W)``, or nothing. The second form is a B-spline with the coefficients ``weight``.
 
 The C++ operators make rows of edge_weight for a few nodes at a time and use them while they are in
-cache, in the forward and in the backward pass, which also sums what goes back to ``radial``. Second
+cache, in the forward and in the backward pass, which also sums what goes back to ``radial``. Rows of
+all pairs are kept for the backward pass where they fit into 128 MiB; it makes them again otherwise.
+Second
 derivatives are composed of :mod:`tensor_product_conv` and matrix products, and hold
 ``[E, weight_numel]`` tensors. So does everything where ``weight`` or ``hidden`` require a gradient,
 and on every backend but the C++ one: for training, make edge_weight yourself.
@@ -33,6 +35,7 @@ from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.problem import TensorProductProblem
 
 Tensor = torch.Tensor
+KEPT_BYTES = 128 << 20  # of one call; csrc/torch/radial_conv.cpp has the same
 
 
 def radial_conv(
@@ -81,7 +84,9 @@ def radial_conv(
     if order is None:
         order = edge_order(edge_dst, edge_src, x.shape[0])
     operands = (x, edge_attr, radial, weight, hidden, edge_pair, first_row, order, tables)
-    return _LADDER["forward"](*operands, problem.dim_out)
+    wanted = x.requires_grad or edge_attr.requires_grad or radial.requires_grad
+    keep = first_row is None and wanted and torch.is_grad_enabled()
+    return _LADDER["forward"](*operands, problem.dim_out, keep)[0]
 
 
 def _check(
@@ -214,17 +219,26 @@ def _to_rows(dw: Tensor, weight: Tensor, edge_pair, first_row, columns: int) -> 
 # ---------------------------------------------------------------- derivatives
 
 
-def _save(ctx, inputs, output) -> None:
-    *tensors, dim_out = inputs
+def _save_forward(ctx, inputs, output) -> None:
+    *tensors, dim_out, _ = inputs
+    kept = output[1]
+    ctx.mark_non_differentiable(kept)
+    ctx.set_materialize_grads(False)  # a gradient of `kept` would be as large
+    ctx.save_for_backward(*tensors, kept)
+    ctx.dim_out = dim_out
+
+
+def _save_backward(ctx, inputs, output) -> None:
+    *tensors, _, dim_out = inputs
     ctx.save_for_backward(*tensors)
     ctx.dim_out = dim_out
 
 
-def _forward_vjp(rungs, ctx, g):
+def _forward_vjp(rungs, ctx, g, _):
     if ctx.needs_input_grad[3] or (ctx.saved_tensors[4] is not None and ctx.needs_input_grad[4]):
         raise NotImplementedError("radial_conv_cpu: no gradient of weights; call radial_conv")
     dx, da, dradial = rungs["backward"](g, *ctx.saved_tensors, ctx.dim_out)
-    return dx, da, dradial, None, None, None, None, None, None, None
+    return dx, da, dradial, None, None, None, None, None, None, None, None
 
 
 def _backward_vjp(rungs, ctx, hx, ha, hradial):
@@ -247,7 +261,7 @@ def _backward_vjp(rungs, ctx, hx, ha, hradial):
         slope = _silu_first(z)
         grows = (grows * slope + ghrows * _silu_second(z) * hz) @ layer.t()
         ghrows = (ghrows * slope) @ layer.t()
-    return gg, gx, ga, grows, None, None, None, None, None, None, None
+    return gg, gx, ga, grows, None, None, None, None, None, None, None, None
 
 
 def _silu_first(z: Tensor) -> Tensor:
@@ -267,19 +281,23 @@ def _conv(rung: str) -> Any:
 if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::radial_conv_cpu")
-    def _(x, edge_attr, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out):
-        return x.new_empty((x.shape[0], dim_out))
+    def _(x, edge_attr, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out, keep):
+        numel = weight.shape[1]
+        room = KEPT_BYTES // max(1, numel * weight.element_size())
+        rows = torch.sym_min(edge_attr.shape[0], room) if keep else 0
+        return x.new_empty((x.shape[0], dim_out)), x.new_empty((rows, numel))
 
     @torch.library.register_fake("fastmlip::radial_conv_backward_cpu")
-    def _(grad, x, edge_attr, radial, weight, hidden, pair, first_row, order, tables, dim_out):
+    def _(
+        grad, x, edge_attr, radial, weight, hidden, pair, first_row, order, tables, kept, dim_out
+    ):
         empty = partial(torch.empty_like, memory_format=torch.contiguous_format)
         return empty(x), empty(edge_attr), empty(radial)
 
+    _OPS = torch.ops.fastmlip
     _LADDER = ladder(
         {
-            "forward": Rung(torch.ops.fastmlip.radial_conv_cpu.default, _save, _forward_vjp),
-            "backward": Rung(
-                torch.ops.fastmlip.radial_conv_backward_cpu.default, _save, _backward_vjp
-            ),
+            "forward": Rung(_OPS.radial_conv_cpu.default, _save_forward, _forward_vjp),
+            "backward": Rung(_OPS.radial_conv_backward_cpu.default, _save_backward, _backward_vjp),
         }
     )
