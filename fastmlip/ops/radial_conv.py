@@ -12,12 +12,11 @@ pair, in the row that stands for it. The network is its hidden layers, all of on
 ``silu(row @ W)``, or nothing. The second form is a B-spline with the coefficients ``weight``.
 
 The C++ operators make rows of edge_weight for a few nodes at a time and use them while they are in
-cache, in the forward and in the backward pass, which also sums what goes back to ``radial``. Rows of
-all pairs are kept for the backward pass where they fit into 128 MiB; it makes them again otherwise.
-Second
-derivatives are composed of :mod:`tensor_product_conv` and matrix products, and hold
-``[E, weight_numel]`` tensors. So does everything where ``weight`` or ``hidden`` require a gradient,
-and on every backend but the C++ one: for training, make edge_weight yourself.
+cache, in the forward and in the backward pass, which also sums what goes back to ``radial``. The
+products of the first form are kept for the backward pass where those of all pairs fit into 128 MiB,
+and made again otherwise. Second derivatives are composed of :mod:`tensor_product_conv` and matrix
+products, and hold ``[E, weight_numel]`` tensors. So does everything where ``weight`` or ``hidden``
+require a gradient, and on every backend but the C++ one: for training, make edge_weight yourself.
 """
 
 from __future__ import annotations
