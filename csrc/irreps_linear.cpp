@@ -6,6 +6,7 @@
 #include "irreps_linear.h"
 
 #include <atomic>
+#include <cstring>
 #include <map>
 
 #include "gemm.h"
@@ -59,8 +60,20 @@ std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& type
   return tasks;
 }
 
-// f(row of the task's node, its columns of row u of the panel, D) for all nodes and u, a few u at a
-// time so that their cache lines stay.
+// One irrep. Small ones as a vector of a fixed size, where what stands behind them (`behind`: it
+// may be overwritten) is written after them; elements one by one are what packing would cost.
+template <int D, class T>
+FASTMLIP_INLINE inline void copy_irrep(const T* from, T* to, int64_t dim, bool behind) {
+  constexpr int wide = D == 3 ? 4 : D == 5 || D == 7 ? 8 : 0;
+  if (wide && behind)
+    std::memcpy(to, from, wide * sizeof(T));
+  else
+    for (int64_t m = 0; m < (D ? D : dim); ++m) to[m] = from[m];
+}
+constexpr int64_t kBehind = 8;  // elements that a panel needs behind its last row for this
+
+// f(irrep u of the task's node, its columns of row u of the panel, ..) for all nodes and u: what
+// copy_irrep takes. Nodes and u ascend, but for a few u at a time, whose cache lines stay.
 template <class T, class Row, class F>
 void for_panel(const Task& task, const Typed& typed, Row* rows, int64_t row_size, int64_t mul,
                T* panel, const F& f) {
@@ -71,9 +84,10 @@ void for_panel(const Task& task, const Typed& typed, Row* rows, int64_t row_size
       const int64_t end = std::min<int64_t>(begin + 16, mul);
       for (int64_t i = task.first; i < task.last; ++i) {
         Row* row = rows + (typed.node ? typed.node[i] : i) * row_size;
-        T* column = panel + (i - task.first) * dim;
+        const int64_t column = (i - task.first) * dim;
+        const bool inside = column + kBehind <= group.columns;
         for (int64_t u = begin; u < end; ++u)
-          for (int64_t m = 0; m < dim; ++m) f(row[u * dim + m], column[u * group.columns + m]);
+          f(D, row + u * dim, panel + u * group.columns + column, dim, inside && u + 1 < mul);
       }
     }
   });
@@ -116,7 +130,7 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
   if (covered < dim_out) std::fill_n(out, typed.num_nodes * dim_out, T(0));
   std::atomic<size_t> next{0};
   run(parallel_for, threads, [&](int64_t) {
-    const Buffer<T> in = allocate<T>(panel), sum = allocate<T>(result);
+    const Buffer<T> in = allocate<T>(panel + kBehind), sum = allocate<T>(result + kBehind);
     std::fill_n(in.get(), panel, T(0));  // columns of no node: any number, but no slow one
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks.size();) {
       const Task& task = tasks[i];
@@ -124,14 +138,16 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
       for (const LinearPath& path : group.paths) {
         const T* w = weight + task.type * header.weight_numel + path.weight;
         for_panel(task, typed, x + path.in, dim_in, path.mul_in, in.get(),
-                  [](const T& row, T& column) { column = row; });
+                  [](auto D, const T* row, T* column, int64_t dim, bool behind)
+                      FASTMLIP_INLINE { copy_irrep<D>(row, column, dim, behind); });
         if (&path == group.paths.data())
           multiply<T, false>(group, path, w, transposed, in.get(), sum.get());
         else
           multiply<T, true>(group, path, w, transposed, in.get(), sum.get());
       }
       for_panel(task, typed, out + group.out, dim_out, group.mul, sum.get(),
-                [](T& row, const T& column) { row = column; });
+                [](auto D, T* row, const T* column, int64_t dim, bool behind)
+                    FASTMLIP_INLINE { copy_irrep<D>(column, row, dim, behind); });
     }
   });
 }
