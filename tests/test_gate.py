@@ -67,15 +67,23 @@ def test_the_module_takes_other_dtypes():
     assert torch.equal(module(x), OP.reference(x, case.problem))
 
 
-def test_third_derivatives_are_refused():
-    case = OP.cases["identity"]
-    x = OP.make_inputs(case).x.requires_grad_()
-    value = OP.op(x, case.problem).sum()
-    for _ in range(2):
-        (value,) = torch.autograd.grad(value, x, create_graph=True)
-        value = value.square().sum()
-    with pytest.raises(NotImplementedError, match="gate: no third derivatives"):
-        torch.autograd.grad(value, x)
+@pytest.mark.parametrize("name", OP.cases)
+def test_higher_derivatives_are_those_of_the_reference(name):
+    """Up to the fourth: a loss of the Hessian, and its gradient, need the third."""
+    case = OP.cases[name]
+    (x,) = OP.make_inputs(case, nodes=3)
+    weights = torch.randn_like(x)
+
+    def derivatives_of(function):
+        leaf = x.clone().requires_grad_()
+        value, found = function(leaf, case.problem).square().sum(), []
+        for _ in range(4):
+            (value,) = torch.autograd.grad((value * weights).sum(), leaf, create_graph=True)
+            found.append(value.detach())
+        return found
+
+    for got, want in zip(derivatives_of(OP.op), derivatives_of(OP.reference), strict=True):
+        assert_close(got, want, 2)
 
 
 @pytest.mark.parametrize("name", ["both parities", "scalars only"])

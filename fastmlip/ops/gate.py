@@ -9,8 +9,8 @@ multiplicities and m components::
 as e3nn's ``Gate``, whose factor gives f of a normal variable a second moment of one. Activations
 are ``silu``, ``tanh`` and ``identity``.
 
-The C++ operators give the first and the second derivatives in one pass each; other backends take
-the reference.
+The C++ operators give the first and the second derivatives in one pass each; higher ones, and other
+backends, take the reference.
 """
 
 from __future__ import annotations
@@ -117,8 +117,34 @@ def _backward_vjp(rungs, ctx, hx):
     return *rungs["double_backward"](hx, grad, x, tables), None
 
 
-def _no_third_derivative(rungs, ctx, *grads):
-    raise NotImplementedError("gate: no third derivatives; expected at most second ones")
+def _double_backward_vjp(rungs, ctx, to_grad, to_x):
+    """From the reference, and so again to any order."""
+    *operands, tables = ctx.saved_tensors
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # each a tensor of its own, so that derivatives are partial ones: hx may depend on x
+        hx, grad, x = (
+            t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in operands
+        )
+        y = reference(x, _segments(tables))
+        (dx,) = torch.autograd.grad(y, x, grad, create_graph=True)
+        second = torch.autograd.grad(
+            dx, (grad, x), hx, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        total = (second[0] * to_grad).sum() + (second[1] * to_x).sum()
+        third = torch.autograd.grad(
+            total, (hx, grad, x), create_graph=again, allow_unused=True, materialize_grads=True
+        )
+    return *third, None
+
+
+def _segments(tables: Tensor) -> tuple[Segment, ...]:
+    """The inverse of :func:`make_tables`."""
+    names, segments = list(ACTIVATIONS), []
+    for first, start, out, mul, dim, number, bits in tables[3:].view(-1, 7).tolist():
+        (factor,) = struct.unpack("<d", struct.pack("<q", bits))
+        segments.append(Segment(first, start, out, mul, dim, names[number], factor))
+    return tuple(segments)
 
 
 if backend.load_extension() is None:
@@ -142,7 +168,7 @@ if backend.load_extension() is None:
             "forward": Rung(_OPS.gate_cpu.default, _save, _forward_vjp),
             "backward": Rung(_OPS.gate_backward_cpu.default, _save_all, _backward_vjp),
             "double_backward": Rung(
-                _OPS.gate_double_backward_cpu.default, _save_all, _no_third_derivative
+                _OPS.gate_double_backward_cpu.default, _save_all, _double_backward_vjp
             ),
         }
     )
