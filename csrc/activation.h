@@ -1,8 +1,6 @@
 // Activations of vectors with their first and second derivatives, to the last bits of T.
 #pragma once
 
-#include <limits>
-
 #include "simd.h"
 
 namespace fastmlip::FASTMLIP_ISA {

@@ -9,16 +9,8 @@ import torch
 from fastmlip import nn, ops, use_backend
 from fastmlip.ops.gate import make_tables
 from fastmlip.testing import OPERATORS, assert_close, derivatives, poison_empty
-from fastmlip.testing.cases.gate import SILU, TANH
 
 OP = OPERATORS["gate"]
-GATES = [
-    ("128x0e", [SILU], "64x0e+32x0e", [SILU, SILU], "64x1o+32x2e"),
-    ("5x0e+3x0o", [SILU, TANH], "4x0e+7x0o", [SILU, TANH], "6x1o+2x2e+3x3o"),
-    ("3x0e+2x0e", [SILU, TANH], "2x0e+3x0e+4x0o", [TANH, SILU, TANH], "4x1o+5x2e"),
-    ("2x0o+3x0e", [TANH, None], "3x0o+2x0e", [TANH, SILU], "1x2e+2x1o+2x1e"),
-    ("7x0e", [SILU], "", [], ""),
-]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -34,10 +26,10 @@ def test_all_derivatives_match_the_reference(name, dtype):
         assert_close(one.value, other.value, one.order + 1, f"{name}: {one.name}")
 
 
-@pytest.mark.parametrize("arguments", GATES, ids=str)
+@pytest.mark.parametrize("name", OP.cases)
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-def test_the_module_is_e3nns(arguments, backend):
-    host, fast = e3nn.nn.Gate(*arguments), nn.Gate(*arguments)
+def test_the_module_is_e3nns(name, backend):
+    host, fast = e3nn.nn.Gate(*OP.cases[name]), nn.Gate(*OP.cases[name])
     assert (fast.irreps_in, fast.irreps_out) == (host.irreps_in, host.irreps_out)
     x = torch.randn(3, 5, host.irreps_in.dim, dtype=torch.float64)
     with use_backend(backend):
@@ -47,7 +39,7 @@ def test_the_module_is_e3nns(arguments, backend):
 
 def test_small_and_large_numbers():
     """Where a formula for an activation loses digits, or its exponential overflows."""
-    segments = OP.cases["no scalars"].segments
+    segments = OP.cases["no scalars"].problem
     segment = segments[0]._replace(gate=0, start=0, mul=1, dim=0, factor=1.0)
     for dtype, tolerance in ((torch.float32, 3e-7), (torch.float64, 3e-15)):
         x = torch.logspace(-8, 3, 400, dtype=dtype)
@@ -63,7 +55,7 @@ def test_small_and_large_numbers():
 def test_the_module_takes_other_dtypes():
     case = OP.cases["nequip-M"]
     x = OP.make_inputs(case).x.to(torch.bfloat16)
-    module = nn.Gate(*GATES[0])
+    module = nn.Gate(*case)
     assert torch.equal(module(x), OP.reference(x, case.problem))
 
 
@@ -90,12 +82,13 @@ def test_higher_derivatives_are_those_of_the_reference(name):
 def test_opcheck_and_graphs(name):
     case = OP.cases[name]
     x = OP.make_inputs(case).x.requires_grad_()
-    tables, columns = make_tables(case.segments), OP.op(x, case.problem).shape[1]
+    segments = case.problem
+    tables, columns = make_tables(segments), OP.op(x, case.problem).shape[1]
     grad = torch.randn(len(x), columns, dtype=x.dtype, requires_grad=True)
     torch.library.opcheck(torch.ops.fastmlip.gate_cpu, (x, tables, columns))
     torch.library.opcheck(torch.ops.fastmlip.gate_backward_cpu, (grad, x, tables))
     compiled = torch.compile(
-        lambda x: ops.gate(x, case.segments, tables).square().sum(),
+        lambda x: ops.gate(x, segments, tables).square().sum(),
         fullgraph=True, dynamic=True, backend="aot_eager",
     )  # fmt: skip
     for nodes in (19, 0, 3):

@@ -53,6 +53,19 @@ def test_outputs_match_stock(config, dtype):
         assert_same_outputs(outputs(fast, frame), outputs(stock, frame), BOUND[dtype])
 
 
+@pytest.mark.parametrize("depth", [0, 2, 3])
+def test_radial_networks_of_any_depth(depth, monkeypatch):
+    calls = []
+    kernel = fastmlip.ops.radial_conv
+    monkeypatch.setattr(
+        fastmlip.ops, "radial_conv", lambda *operands: calls.append(operands) or kernel(*operands)
+    )
+    stock, fast = (make("tiny", "float64", radial_mlp_depth=depth) for make in (build, frozen))
+    for frame in data().values():
+        assert_same_outputs(outputs(fast, frame), outputs(stock, frame), BOUND["float64"])
+    assert calls and all((call[-1] is None) == (depth == 0) for call in calls)
+
+
 def test_which_forward_runs(monkeypatch):
     """With frozen parameters ours, with one that can be trained the host's."""
     calls = []

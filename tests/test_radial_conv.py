@@ -82,7 +82,7 @@ def test_kept_rows_give_what_rows_made_again_give(name, room):
     product, order = named["problem"], ops.edge_order(inputs.edge_dst, inputs.edge_src, 7)
     operands = [*inputs[:3], *(named[k] for k in ("weight", "hidden", "edge_pair", "first_row"))]
     operands += [order, product.tables()]
-    out, kept = torch.ops.fastmlip.radial_conv_cpu(*operands, product.dim_out, True)
+    out, kept = torch.ops.fastmlip.radial_conv_cpu(*operands, product.dim_out, 120)
     if room != "all":
         kept = kept[: 3 if room == "too little" else 0].contiguous().fill_(float("nan"))
     assert_close(out, OP.reference(*inputs, problem=case.problem), 1)
@@ -164,7 +164,7 @@ def test_opcheck(name):
     rest += [order, product.tables()]
     leaves = [t.requires_grad_() for t in inputs[:3]]
     forward, kept = torch.ops.fastmlip.radial_conv_cpu, inputs.x.new_empty(0, product.weight_numel)
-    torch.library.opcheck(forward, (*leaves, *rest, product.dim_out, False))  # kept rows have gaps
+    torch.library.opcheck(forward, (*leaves, *rest, product.dim_out, 0))  # kept rows have gaps
     grad = torch.randn(3, product.dim_out, dtype=inputs.x.dtype, requires_grad=True)
     torch.library.opcheck(
         torch.ops.fastmlip.radial_conv_backward_cpu, (grad, *leaves, *rest, kept, product.dim_out)

@@ -36,63 +36,65 @@ const GateHeader& check_gate(const Tensor& tables) {
   return h;
 }
 
-int64_t gate_parts(int64_t nodes, int64_t columns) {
-  return parts(nodes * columns / (1 << 15), nodes);
-}
-
-Tensor gate_cpu(const Tensor& x_any, const Tensor& tables, int64_t dim_out) {
-  const GateHeader& h = check_gate(tables);
-  const Tensor x = packed(x_any);
-  const int64_t nodes = x.dim() ? x.size(0) : 0;
-  expect_shape("x", x, nodes, h.dim_in);
-  expect(dim_out == h.dim_out, "dim_out: not the columns of this table");
-  Tensor out = torch::stable::new_empty(x, {nodes, dim_out});
-  const bool wide = x.scalar_type() == ScalarType::Double;
-  expect(wide || x.scalar_type() == ScalarType::Float, "x: expected float32 or float64");
+// x, checked, and what all kernels take.
+struct GateCall {
+  const GateHeader& header;
+  const int64_t *tables, nodes;
+  const Tensor x;
   GateTensors t{};
-  t.x = x.const_data_ptr(), t.out = out.mutable_data_ptr(), t.num_nodes = nodes;
-  (wide ? gate().forward_f64 : gate().forward_f32)(t, tables.const_data_ptr<int64_t>(),
-                                                   parallel_for, gate_parts(nodes, h.dim_in));
+
+  GateCall(const Tensor& x_any, const Tensor& tables_any)
+      : header(check_gate(tables_any)),
+        tables(tables_any.const_data_ptr<int64_t>()),
+        nodes(x_any.dim() ? x_any.size(0) : 0),
+        x(packed(x_any)) {
+    expect_shape("x", x, nodes, header.dim_in);
+    expect(x.scalar_type() == ScalarType::Double || x.scalar_type() == ScalarType::Float,
+           "x: expected float32 or float64");
+    t.x = x.const_data_ptr(), t.num_nodes = nodes;
+  }
+
+  Tensor rows(const char* name, const Tensor& other, int64_t columns) const {
+    expect_shape(name, other, nodes, columns);
+    expect(other.scalar_type() == x.scalar_type(), std::string(name) + ": expected the dtype of x");
+    return packed(other);
+  }
+
+  Tensor empty(int64_t columns) const { return torch::stable::new_empty(x, {nodes, columns}); }
+
+  void run(Gate::Kernel f32, Gate::Kernel f64) const {
+    (x.scalar_type() == ScalarType::Double ? f64 : f32)(
+        t, tables, parallel_for, parts(nodes * header.dim_in / (1 << 15), nodes));
+  }
+};
+
+Tensor gate_cpu(const Tensor& x, const Tensor& tables, int64_t dim_out) {
+  GateCall call(x, tables);
+  expect(dim_out == call.header.dim_out, "dim_out: not the columns of this table");
+  Tensor out = call.empty(dim_out);
+  call.t.out = out.mutable_data_ptr();
+  call.run(gate().forward_f32, gate().forward_f64);
   return out;
 }
 
-Tensor gate_backward_cpu(const Tensor& grad_any, const Tensor& x_any, const Tensor& tables) {
-  const GateHeader& h = check_gate(tables);
-  const Tensor x = packed(x_any), grad = packed(grad_any);
-  const int64_t nodes = x.dim() ? x.size(0) : 0;
-  expect_shape("x", x, nodes, h.dim_in);
-  expect_shape("grad", grad, nodes, h.dim_out);
-  Tensor dx = torch::stable::new_empty(x, {nodes, h.dim_in});
-  const bool wide = x.scalar_type() == ScalarType::Double;
-  expect((wide || x.scalar_type() == ScalarType::Float) && grad.scalar_type() == x.scalar_type(),
-         "grad: expected the dtype of x, float32 or float64");
-  GateTensors t{};
-  t.x = x.const_data_ptr(), t.grad = grad.const_data_ptr(), t.dx = dx.mutable_data_ptr();
-  t.num_nodes = nodes;
-  (wide ? gate().backward_f64 : gate().backward_f32)(t, tables.const_data_ptr<int64_t>(),
-                                                     parallel_for, gate_parts(nodes, h.dim_in));
+Tensor gate_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& tables) {
+  GateCall call(x, tables);
+  const Tensor g = call.rows("grad", grad, call.header.dim_out);
+  Tensor dx = call.empty(call.header.dim_in);
+  call.t.grad = g.const_data_ptr(), call.t.dx = dx.mutable_data_ptr();
+  call.run(gate().backward_f32, gate().backward_f64);
   return dx;
 }
 
-std::tuple<Tensor, Tensor> gate_double_backward_cpu(const Tensor& hx_any, const Tensor& grad_any,
-                                                    const Tensor& x_any, const Tensor& tables) {
-  const GateHeader& h = check_gate(tables);
-  const Tensor x = packed(x_any), grad = packed(grad_any), hx = packed(hx_any);
-  const int64_t nodes = x.dim() ? x.size(0) : 0;
-  expect_shape("x", x, nodes, h.dim_in);
-  expect_shape("grad", grad, nodes, h.dim_out);
-  expect_shape("hx", hx, nodes, h.dim_in);
-  Tensor dgrad = torch::stable::new_empty(x, {nodes, h.dim_out});
-  Tensor dx = torch::stable::new_empty(x, {nodes, h.dim_in});
-  const bool wide = x.scalar_type() == ScalarType::Double;
-  expect((wide || x.scalar_type() == ScalarType::Float) && grad.scalar_type() == x.scalar_type() &&
-             hx.scalar_type() == x.scalar_type(),
-         "grad, hx: expected the dtype of x, float32 or float64");
-  GateTensors t{};
-  t.x = x.const_data_ptr(), t.grad = grad.const_data_ptr(), t.hx = hx.const_data_ptr();
-  t.out = dgrad.mutable_data_ptr(), t.dx = dx.mutable_data_ptr(), t.num_nodes = nodes;
-  (wide ? gate().double_backward_f64 : gate().double_backward_f32)(
-      t, tables.const_data_ptr<int64_t>(), parallel_for, gate_parts(nodes, h.dim_in));
+std::tuple<Tensor, Tensor> gate_double_backward_cpu(const Tensor& hx, const Tensor& grad,
+                                                    const Tensor& x, const Tensor& tables) {
+  GateCall call(x, tables);
+  const Tensor h = call.rows("hx", hx, call.header.dim_in);
+  const Tensor g = call.rows("grad", grad, call.header.dim_out);
+  Tensor dgrad = call.empty(call.header.dim_out), dx = call.empty(call.header.dim_in);
+  call.t.hx = h.const_data_ptr(), call.t.grad = g.const_data_ptr();
+  call.t.out = dgrad.mutable_data_ptr(), call.t.dx = dx.mutable_data_ptr();
+  call.run(gate().double_backward_f32, gate().double_backward_f64);
   return {dgrad, dx};
 }
 

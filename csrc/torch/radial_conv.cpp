@@ -15,8 +15,6 @@ namespace {
 
 using Maybe = std::optional<Tensor>;
 
-constexpr int64_t kKeptBytes = int64_t(128) << 20;  // of one call; fastmlip/ops/radial_conv.py
-
 struct Call {
   Tensor x, a, radial, weight;
   Maybe hidden, pair, first;
@@ -96,13 +94,11 @@ std::tuple<Tensor, Tensor> radial_conv_cpu(const Tensor& x, const Tensor& a, con
                                            const Tensor& weight, const Maybe& hidden,
                                            const Maybe& edge_pair, const Maybe& first_row,
                                            const Tensor& order, const Tensor& tables,
-                                           int64_t dim_out, bool keep) {
+                                           int64_t dim_out, int64_t kept_rows) {
   const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out);
+  expect(kept_rows >= 0, "kept_rows: expected a number of rows");
   Tensor out = torch::stable::new_empty(call.x, {call.nodes, dim_out});
-  const int64_t row_bytes = call.weight.size(1) * call.weight.element_size();
-  const int64_t room = kKeptBytes / std::max<int64_t>(1, row_bytes);
-  Tensor kept = torch::stable::new_empty(
-      call.x, {keep ? std::min(call.edges, room) : 0, call.weight.size(1)});
+  Tensor kept = torch::stable::new_empty(call.x, {kept_rows, call.weight.size(1)});
   ask_for_huge_pages(kept.data_ptr(), kept.numel() * kept.element_size());
   auto run = [&](auto kernel, auto t) {
     using T = std::remove_pointer_t<decltype(t.out)>;
@@ -149,7 +145,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
       "radial_conv_cpu(Tensor x, Tensor edge_attr, Tensor radial, Tensor weight, Tensor? "
       "hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, SymInt dim_out, "
-      "bool keep) -> (Tensor, Tensor)");
+      "SymInt kept_rows) -> (Tensor, Tensor)");
   m.def(
       "radial_conv_backward_cpu(Tensor grad, Tensor x, Tensor edge_attr, Tensor radial, Tensor "
       "weight, Tensor? hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,14 +28,15 @@ class Gate(torch.nn.Module):
         ValueError: irreps or activations that do not fit, or an activation that is none of these.
     """
 
+    segments: tuple[Segment, ...]
     tables: torch.Tensor
 
     def __init__(
         self,
         irreps_scalars: Any,
-        act_scalars: list[Any],
+        act_scalars: Sequence[Any],
         irreps_gates: Any,
-        act_gates: list[Any],
+        act_gates: Sequence[Any],
         irreps_gated: Any,
     ) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.problem import TensorProductProblem
 
 Tensor = torch.Tensor
-KEPT_BYTES = 128 << 20  # of one call; csrc/torch/radial_conv.cpp has the same
+KEPT_BYTES = 128 << 20  # of one call
 
 
 def radial_conv(
@@ -84,8 +84,11 @@ def radial_conv(
         order = edge_order(edge_dst, edge_src, x.shape[0])
     operands = (x, edge_attr, radial, weight, hidden, edge_pair, first_row, order, tables)
     wanted = x.requires_grad or edge_attr.requires_grad or radial.requires_grad
-    keep = first_row is None and wanted and torch.is_grad_enabled()
-    return _LADDER["forward"](*operands, problem.dim_out, keep)[0]
+    kept_rows = 0
+    if first_row is None and wanted and torch.is_grad_enabled():
+        room = KEPT_BYTES // max(1, problem.weight_numel * weight.element_size())
+        kept_rows = torch.sym_min(edge_attr.shape[0], room)
+    return _LADDER["forward"](*operands, problem.dim_out, kept_rows)[0]
 
 
 def _check(
@@ -280,11 +283,8 @@ def _conv(rung: str) -> Any:
 if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::radial_conv_cpu")
-    def _(x, edge_attr, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out, keep):
-        numel = weight.shape[1]
-        room = KEPT_BYTES // max(1, numel * weight.element_size())
-        rows = torch.sym_min(edge_attr.shape[0], room) if keep else 0
-        return x.new_empty((x.shape[0], dim_out)), x.new_empty((rows, numel))
+    def _(x, edge_attr, radial, weight, hidden, pair, first_row, order, tables, dim_out, kept_rows):
+        return x.new_empty((x.shape[0], dim_out)), x.new_empty((kept_rows, weight.shape[1]))
 
     @torch.library.register_fake("fastmlip::radial_conv_backward_cpu")
     def _(

@@ -5,7 +5,7 @@ a parameter can be trained (and on a GPU, and under autocast) it is the host's f
 swapped ``TensorProductScatter``. With frozen parameters, as in a compiled model or after
 ``model.requires_grad_(False)``:
 
-- the radial network runs once per pair of atoms, and its last layer inside the convolution;
+- the radial network runs once per pair of atoms, inside the convolution;
 - the self-connection is one linear map per type, where node attributes depend on the type alone;
 - what depends on the edges alone, their order and pairs, is found once for all layers;
 - after :mod:`fastmlip.integrations.nequip.tabulate`, a spline stands for the radial network.
