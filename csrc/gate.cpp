@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "activation.h"
+#include "plan.h"
 
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
@@ -29,20 +30,24 @@ void activate(const GateSegment& s, const T* row, const F& f) {
     all([](Vec<T> x) FASTMLIP_INLINE { return Activated<T>{x, T(1) + Vec<T>{}, Vec<T>{}}; });
 }
 
-// f(u, position of the first component of irrep u) for the irreps u .. u + left of a segment.
+// f(D, i, where irrep u + i begins) for the irreps u .. u + left of a segment; D: their dimension,
+// or 0 where it is not known at compile time.
 template <class T, class F>
 void for_irreps(int u, int left, int64_t dim, const F& f) {
   const int count = std::min(left, kLanes<T>);
-  for (int i = 0; i < count; ++i) f(i, (u + i) * dim);
+  with_dim(int(dim), [&](auto D) {
+    for (int i = 0; i < count; ++i) f(D, i, (u + i) * (D ? int64_t(D) : dim));
+  });
 }
 
 template <class T>
 void forward_row(const GateSegment& s, const T* x, T* out) {
   activate<T>(s, x, [&](int u, int left, const Activated<T>& a) {
     if (s.dim == 0) return store_some(out + s.out + u, a.value, left);
-    for_irreps<T>(u, left, s.dim, [&](int i, int64_t at) {
+    for_irreps<T>(u, left, s.dim, [&](auto D, int i, int64_t at) FASTMLIP_INLINE {
       const T g = a.value[i];
-      for (int64_t m = 0; m < s.dim; ++m) out[s.out + at + m] = g * x[s.in + at + m];
+      unroll<D>(int(s.dim),
+                [&](int m) FASTMLIP_INLINE { out[s.out + at + m] = g * x[s.in + at + m]; });
     });
   });
 }
@@ -53,13 +58,13 @@ void backward_row(const GateSegment& s, const T* x, const T* grad, T* dx) {
     if (s.dim == 0)
       return store_some(dx + s.gate + u, a.first * load_some(grad + s.out + u, left), left);
     Vec<T> dots{};
-    for_irreps<T>(u, left, s.dim, [&](int i, int64_t at) {
+    for_irreps<T>(u, left, s.dim, [&](auto D, int i, int64_t at) FASTMLIP_INLINE {
       const T g = a.value[i];
       T dot = 0;
-      for (int64_t m = 0; m < s.dim; ++m) {
+      unroll<D>(int(s.dim), [&](int m) FASTMLIP_INLINE {
         dot += grad[s.out + at + m] * x[s.in + at + m];
         dx[s.in + at + m] = g * grad[s.out + at + m];
-      }
+      });
       dots[i] = dot;
     });
     store_some(dx + s.gate + u, a.first * dots, left);
@@ -78,16 +83,16 @@ void double_backward_row(const GateSegment& s, const T* x, const T* grad, const 
       return store_some(dx + s.gate + u, a.second * h * g, left);
     }
     Vec<T> dots{}, hdots{};
-    for_irreps<T>(u, left, s.dim, [&](int i, int64_t at) {
+    for_irreps<T>(u, left, s.dim, [&](auto D, int i, int64_t at) FASTMLIP_INLINE {
       const T value = a.value[i], slope = a.first[i] * h[i];
       T dot = 0, hdot = 0;
-      for (int64_t m = 0; m < s.dim; ++m) {
+      unroll<D>(int(s.dim), [&](int m) FASTMLIP_INLINE {
         const T v = x[s.in + at + m], hv = hx[s.in + at + m], g = grad[s.out + at + m];
         dot += g * v;
         hdot += g * hv;
         dgrad[s.out + at + m] = slope * v + value * hv;
         dx[s.in + at + m] = slope * g;
-      }
+      });
       dots[i] = dot;
       hdots[i] = hdot;
     });

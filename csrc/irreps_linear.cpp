@@ -17,13 +17,13 @@ namespace {
 // All paths that end in one block of the result.
 struct Group {
   int64_t out, mul, dim, nodes;  // nodes of a panel
-  int64_t columns;               // of a panel
   std::vector<LinearPath> paths;
 };
 
 struct Task {
   const Group* group;
   int64_t type, first, last;  // positions in the order of nodes
+  int64_t columns;            // of the panel: whole vectors
 };
 
 template <class T>
@@ -39,7 +39,6 @@ std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
     Group& group = groups[path.out];
     group.out = path.out, group.mul = path.mul_out, group.dim = path.dim;
     group.nodes = std::max<int64_t>(1, width / path.dim);
-    group.columns = round_up(int(group.nodes * path.dim), kLanes<T>);
     group.paths.push_back(path);
   }
   std::vector<Group> result;
@@ -47,14 +46,18 @@ std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
   return result;
 }
 
+template <class T>
 std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& typed) {
   std::vector<Task> tasks;
   for (const Group& group : groups) {
     for (int64_t type = 0, end = 0; type < typed.num_types; ++type) {
       int64_t first = end;
       end = typed.type_end ? typed.type_end[type] : typed.num_nodes;
-      for (; first < end; first += group.nodes)
-        tasks.push_back({&group, type, first, std::min(first + group.nodes, end)});
+      for (; first < end; first += group.nodes) {
+        const int64_t last = std::min(first + group.nodes, end);
+        const int columns = round_up(int((last - first) * group.dim), kLanes<T>);
+        tasks.push_back({&group, type, first, last, columns});
+      }
     }
   }
   return tasks;
@@ -72,22 +75,62 @@ FASTMLIP_INLINE inline void copy_irrep(const T* from, T* to, int64_t dim, bool b
 }
 constexpr int64_t kBehind = 8;  // elements that a panel needs behind its last row for this
 
-// f(irrep u of the task's node, its columns of row u of the panel, ..) for all nodes and u: what
-// copy_irrep takes. Nodes and u ascend, but for a few u at a time, whose cache lines stay.
-template <class T, class Row, class F>
-void for_panel(const Task& task, const Typed& typed, Row* rows, int64_t row_size, int64_t mul,
-               T* panel, const F& f) {
-  const Group& group = *task.group;
-  with_dim(int(group.dim), [&](auto D) {
-    const int64_t dim = D ? int64_t(D) : group.dim;
+// Scalars: a transpose.
+template <bool kOut, class T, class Row>
+void move_scalars(const Task& task, const Typed& typed, Row* rows, int64_t row_size, int64_t mul,
+                  T* panel) {
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t first = task.first; first < task.last; first += L) {
+    Row* row[L] = {};
+    for (int64_t i = first; i < std::min(first + L, task.last); ++i)
+      row[i - first] = rows + (typed.node ? typed.node[i] : i) * row_size;
+    T* to = panel + (first - task.first);
+    int64_t u = 0;
+    for (; u + L <= mul; u += L) {
+      Vec<T> square[L];
+      for (int64_t i = 0; i < L; ++i)
+        square[i] = kOut ? load(to + (u + i) * task.columns) : row[i] ? load(row[i] + u) : Vec<T>{};
+      transpose<T>(square);
+      for (int64_t i = 0; i < L; ++i) {
+        if constexpr (!kOut)
+          store(to + (u + i) * task.columns, square[i]);
+        else if (row[i])
+          store(row[i] + u, square[i]);
+      }
+    }
+    for (; u < mul; ++u) {
+      for (int64_t i = 0; i < L && row[i]; ++i) {
+        T& there = to[u * task.columns + i];
+        if constexpr (kOut)
+          row[i][u] = there;
+        else
+          there = row[i][u];
+      }
+    }
+  }
+}
+
+// All irreps of the task's nodes and of a block of mul of them, between mul_ir `rows` and `panel`.
+// Nodes and u ascend, but for a few u at a time, whose cache lines stay.
+template <bool kOut, class T, class Row>
+void move(const Task& task, const Typed& typed, Row* rows, int64_t row_size, int64_t mul,
+          T* panel) {
+  if (task.group->dim == 1) return move_scalars<kOut>(task, typed, rows, row_size, mul, panel);
+  with_dim(int(task.group->dim), [&](auto D) {
+    const int64_t dim = D ? int64_t(D) : task.group->dim;
     for (int64_t begin = 0; begin < mul; begin += 16) {
       const int64_t end = std::min<int64_t>(begin + 16, mul);
       for (int64_t i = task.first; i < task.last; ++i) {
         Row* row = rows + (typed.node ? typed.node[i] : i) * row_size;
         const int64_t column = (i - task.first) * dim;
-        const bool inside = column + kBehind <= group.columns;
-        for (int64_t u = begin; u < end; ++u)
-          f(D, row + u * dim, panel + u * group.columns + column, dim, inside && u + 1 < mul);
+        const bool inside = column + kBehind <= task.columns;
+        for (int64_t u = begin; u < end; ++u) {
+          T* there = panel + u * task.columns + column;
+          if constexpr (kOut)
+            copy_irrep<D>(there, row + u * dim, dim, inside && u + 1 < mul);
+          else
+            copy_irrep<D>(row + u * dim, there, dim, inside && u + 1 < mul);
+        }
       }
     }
   });
@@ -95,14 +138,14 @@ void for_panel(const Task& task, const Typed& typed, Row* rows, int64_t row_size
 
 // panel_out[w] = or += sum_u W[u][w] panel_in[u]
 template <class T, bool kAdd>
-void multiply(const Group& group, const LinearPath& path, const T* weight, bool transposed,
+void multiply(int64_t columns, const LinearPath& path, const T* weight, bool transposed,
               const T* in, T* out) {
   const int64_t stride = transposed ? path.mul_in : path.mul_out;  // of a row of W
   auto rows = [&](auto R, auto kAcross, int64_t w, int count) {
     T* c[kTileRows];
-    for (int r = 0; r < count; ++r) c[r] = out + (w + r) * group.columns;
+    for (int r = 0; r < count; ++r) c[r] = out + (w + r) * columns;
     gemm_rows<T, R, kAdd, kAcross>(weight + (kAcross ? w : w * stride), stride, count, path.mul_in,
-                                   in, group.columns, group.columns, c);
+                                   in, columns, columns, c);
   };
   auto all = [&](auto kAcross) {
     int64_t w = 0;
@@ -120,12 +163,13 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
   const int64_t dim_in = transposed ? header.dim_out : header.dim_in;
   const int64_t dim_out = transposed ? header.dim_in : header.dim_out;
   const std::vector<Group> groups = make_groups<T>(tables, transposed);
-  const std::vector<Task> tasks = make_tasks(groups, typed);
+  const std::vector<Task> tasks = make_tasks<T>(groups, typed);
   int64_t covered = 0, panel = 0, result = 0;
   for (const Group& group : groups) {
     covered += group.mul * group.dim;
-    result = std::max(result, group.mul * group.columns);
-    for (const LinearPath& path : group.paths) panel = std::max(panel, path.mul_in * group.columns);
+    const int64_t columns = round_up(int(group.nodes * group.dim), kLanes<T>);
+    result = std::max(result, group.mul * columns);
+    for (const LinearPath& path : group.paths) panel = std::max(panel, path.mul_in * columns);
   }
   if (covered < dim_out) std::fill_n(out, typed.num_nodes * dim_out, T(0));
   std::atomic<size_t> next{0};
@@ -137,17 +181,13 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
       const Group& group = *task.group;
       for (const LinearPath& path : group.paths) {
         const T* w = weight + task.type * header.weight_numel + path.weight;
-        for_panel(task, typed, x + path.in, dim_in, path.mul_in, in.get(),
-                  [](auto D, const T* row, T* column, int64_t dim, bool behind)
-                      FASTMLIP_INLINE { copy_irrep<D>(row, column, dim, behind); });
+        move<false>(task, typed, x + path.in, dim_in, path.mul_in, in.get());
         if (&path == group.paths.data())
-          multiply<T, false>(group, path, w, transposed, in.get(), sum.get());
+          multiply<T, false>(task.columns, path, w, transposed, in.get(), sum.get());
         else
-          multiply<T, true>(group, path, w, transposed, in.get(), sum.get());
+          multiply<T, true>(task.columns, path, w, transposed, in.get(), sum.get());
       }
-      for_panel(task, typed, out + group.out, dim_out, group.mul, sum.get(),
-                [](auto D, T* row, const T* column, int64_t dim, bool behind)
-                    FASTMLIP_INLINE { copy_irrep<D>(column, row, dim, behind); });
+      move<true>(task, typed, out + group.out, dim_out, group.mul, sum.get());
     }
   });
 }

@@ -1,9 +1,9 @@
 // The two passes over nodes that tensor_product_conv.cpp and radial_conv.cpp are made of, whatever
 // the rows of edge_weight lie in: `Rows` says where. tensor_product_conv.cpp states the formulas.
 //
-//   rows.prepare(k, edges, count)   makes the rows of the pass' edges k .. k + count readable
+//   rows.prepare(part, n, k)        makes the rows of the group of edges at k, of node n, readable
 //   rows.w(k, edge), hw, dw         the row of edge_weight, of its direction, of its gradient
-//   rows.finish(k, edges, count)    the gradients of these edges are there
+//   rows.finish(k, count)           the gradients of these edges are there
 //   rows.stream                     whether gradient rows are read much later, so past the caches
 #pragma once
 
@@ -58,11 +58,17 @@ Buffer<T> pack_rows(const std::vector<PackedBlock>& blocks, int dim, int packed,
 template <class T>
 constexpr int64_t kDaRows = std::max(kLanes<T>, kStep);
 
+// What a thread has taken of a pass: edges by node, up to node `last`.
+struct Part {
+  const int64_t *ptr, *edge;
+  int64_t last;
+};
+
 // Scratch of one thread: everything a group points to that is not a tensor.
 template <class T>
 struct Scratch {
   Buffer<Vec<T>> attr, attr2, q, da;
-  Buffer<T> matrix, matrix2, partial;
+  Buffer<T> matrix, matrix2, partial, sums;
   Group<T> group{};
 
   explicit Scratch(const Plan<T>& plan)
@@ -72,7 +78,8 @@ struct Scratch {
         da(allocate<Vec<T>>(kDaRows<T> * plan.dim2)),
         matrix(allocate<T>(int64_t(kLanes<T>) * plan.max_matrix)),
         matrix2(allocate<T>(int64_t(kLanes<T>) * plan.max_matrix)),
-        partial(allocate<T>(plan.max_padded)) {
+        partial(allocate<T>(plan.max_padded)),
+        sums(allocate<T>(kDaRows<T> * plan.dim2)) {
     std::fill_n(q.get(), kStep * plan.max_matrix, Vec<T>{});
     group.attr = attr.get();
     group.attr2 = attr2.get();
@@ -116,13 +123,14 @@ struct Scratch {
 // The sum over the edges that point to node n, into `sum` (packed).
 template <class T, bool kSecond, class Rows>
 void receive_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeOrder& order,
-                  Scratch<T>& scratch, const T* x, const T* hx, int64_t n, T* sum) {
+                  Scratch<T>& scratch, const T* x, const T* hx, const Part& part, int64_t n,
+                  T* sum) {
   std::fill_n(sum, plan.packed3, T(0));
-  const int64_t end = order.dst_ptr[n + 1];
-  for (int64_t k = order.dst_ptr[n]; k < end; k += kLanes<T>) {
+  const int64_t end = part.ptr[n + 1];
+  for (int64_t k = part.ptr[n]; k < end; k += kLanes<T>) {
     const int count = int(std::min<int64_t>(kLanes<T>, end - k));
-    const int64_t* edges = order.dst_edge + k;
-    rows.prepare(k, edges, count);
+    const int64_t* edges = part.edge + k;
+    rows.prepare(part, n, k);
     scratch.fill(plan, t, rows, k, edges, order.dst_src + k, count, rows.end(order.num_edges) - k,
                  x, hx, plan.packed1);
     for (const PlanPath<T>& path : plan.paths) {
@@ -136,28 +144,28 @@ void receive_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const Ed
 // All that the edges which start at node n have a gradient for; its own in `dx` (packed).
 template <class T, bool kSecond, class Rows>
 void send_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeOrder& order,
-               Scratch<T>& scratch, const T* grad, const T* x, const T* hx, int64_t n, T* dx) {
+               Scratch<T>& scratch, const T* grad, const T* x, const T* hx, const Part& part,
+               int64_t n, T* dx) {
   std::fill_n(dx, plan.packed1, T(0));
   const T *x_row = x + n * plan.packed1, *hx_row = kSecond ? hx + n * plan.packed1 : x_row;
-  const int64_t end = order.src_ptr[n + 1];
-  for (int64_t k = order.src_ptr[n]; k < end; k += kLanes<T>) {
+  const int64_t end = part.ptr[n + 1];
+  for (int64_t k = part.ptr[n]; k < end; k += kLanes<T>) {
     const int count = int(std::min<int64_t>(kLanes<T>, end - k));
-    const int64_t* edges = order.src_edge + k;
-    rows.prepare(k, edges, count);
+    const int64_t* edges = part.edge + k;
+    rows.prepare(part, n, k);
     scratch.fill(plan, t, rows, k, edges, order.src_dst + k, count, rows.end(order.num_edges) - k,
                  grad, nullptr, plan.packed3);
-    std::fill_n(scratch.group.da, kDaRows<T> * plan.dim2, Vec<T>{});
+    std::fill_n(scratch.group.da, round_up(count, kStep) * plan.dim2, Vec<T>{});
     for (const PlanPath<T>& path : plan.paths) {
       make_matrix(path, scratch.group.attr, scratch.group.matrix);
       if (kSecond) make_matrix(path, scratch.group.attr2, scratch.group.matrix2);
       send<T, kSecond>(path, scratch.group, x_row, hx_row, dx, plan.dim2);
     }
-    rows.finish(k, edges, count);
-    for (int m = 0; m < plan.dim2; ++m) {
-      T sums[kLanes<T>];
-      store(sums, sum_each<T>(scratch.group.da + m, plan.dim2));
-      for (int e = 0; e < count; ++e) t.da[edges[e] * plan.dim2 + m] = sums[e];
-    }
+    rows.finish(k, count);
+    for (int i = 0; i < count * plan.dim2; i += kLanes<T>)
+      store(scratch.sums.get() + i, sum_each<T>(scratch.group.da + i, 1));
+    for (int e = 0; e < count; ++e)
+      std::copy_n(scratch.sums.get() + e * plan.dim2, plan.dim2, t.da + edges[e] * plan.dim2);
   }
 }
 
@@ -172,8 +180,9 @@ void receive_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& mak
     auto rows = make_rows();
     const Buffer<T> sum = allocate<T>(plan.packed3);
     for (int64_t first, last; parts.take(&first, &last);) {
+      const Part part{order.dst_ptr, order.dst_edge, last};
       for (int64_t n = first; n < last; ++n) {
-        receive_node<T, kSecond>(plan, t, rows, order, scratch, x, hx, n, sum.get());
+        receive_node<T, kSecond>(plan, t, rows, order, scratch, x, hx, part, n, sum.get());
         unpack(plan.blocks3, sum.get(), t.out + n * plan.dim3);
       }
     }
@@ -190,8 +199,9 @@ void send_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& make_r
     auto rows = make_rows();
     const Buffer<T> dx = allocate<T>(plan.packed1);
     for (int64_t first, last; parts.take(&first, &last);) {
+      const Part part{order.src_ptr, order.src_edge, last};
       for (int64_t n = first; n < last; ++n) {
-        send_node<T, kSecond>(plan, t, rows, order, scratch, grad, x, hx, n, dx.get());
+        send_node<T, kSecond>(plan, t, rows, order, scratch, grad, x, hx, part, n, dx.get());
         unpack(plan.blocks1, dx.get(), t.dx + n * plan.dim1);
       }
     }

@@ -116,6 +116,13 @@ Buffer<T> allocate(int64_t count) {
   return Buffer<T>(static_cast<T*>(memory));
 }
 
+template <class T>
+Buffer<T> zeros(int64_t count) {
+  Buffer<T> result = allocate<T>(count);
+  std::fill_n(result.get(), count, T(0));
+  return result;
+}
+
 // ------------------------------------------------------------------ packing
 
 template <class T, int D>

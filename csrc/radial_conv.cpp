@@ -4,96 +4,14 @@
 //   a product radial @ weight   is made for a chunk of nodes at a time, a pair's row once, with the
 //                               hidden layers in front of it; its gradient is summed over the pair
 //                               before it goes back through weight and the layers
-//   a band of weight            (splines: a few rows of it from first_row on) is made for the group
-//                               of edges at hand, in the cache next to the core
+//   a band of weight            (splines) is made for a batch of edges, bands.h
 #include "radial_conv.h"
 
-#include "passes.h"
+#include "bands.h"
 #include "radial_network.h"
 
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
-
-// ------------------------------------------------------------------ bands
-
-// One thread's rows of the kLanes edges at hand.
-template <class T>
-struct BandRows {
-  const RadialTensors<T>& t;
-  const int64_t numel, stride;  // stride: numel padded, so that rows lie on whole cache lines
-  Buffer<T> rows, gradients;
-  int64_t begin = 0, limit = 0;
-  static constexpr bool stream = false;
-
-  BandRows(const RadialTensors<T>& t, int64_t numel)
-      : t(t),
-        numel(numel),
-        stride((numel + 63) / 64 * 64),
-        rows(allocate<T>(kLanes<T> * stride)),
-        gradients(t.dradial ? allocate<T>(kLanes<T> * stride) : nullptr) {}
-
-  int64_t end(int64_t) const { return limit; }
-  const T* w(int64_t k, int64_t) const { return rows.get() + (k - begin) * stride; }
-  const T* hw(int64_t, int64_t) const { return nullptr; }
-  T* dw(int64_t k, int64_t) const {
-    return gradients ? gradients.get() + (k - begin) * stride : nullptr;
-  }
-
-  void prepare(int64_t k, const int64_t* edges, int count) {
-    begin = k;
-    limit = k + count;
-    with_width([&](auto H) {
-      for (int e = 0; e < count; ++e) band<H>(edges[e], rows.get() + e * stride);
-    });
-  }
-
-  void finish(int64_t, const int64_t* edges, int count) {
-    with_width([&](auto H) {
-      for (int e = 0; e < count; ++e) project<H>(edges[e], gradients.get() + e * stride);
-    });
-  }
-
- private:
-  template <class F>
-  void with_width(const F& f) const {
-    t.width == 6 ? f(std::integral_constant<int, 6>{}) : f(std::integral_constant<int, 0>{});
-  }
-
-  template <int H>
-  void band(int64_t edge, T* row) const {
-    const int width = H ? H : int(t.width);
-    const T *radial = t.radial + edge * t.width, *weight = t.weight + t.first_row[edge] * numel;
-    for_channels<T>(int(numel), [&](int u, int left) FASTMLIP_INLINE {
-      Vec<T> sum{};
-      unroll<H>(width, [&](int i) FASTMLIP_INLINE {
-        sum += radial[i] * load_some(weight + i * numel + u, left);
-      });
-      store_some(row + u, sum, left);
-    });
-  }
-
-  template <int H>
-  void project(int64_t edge, const T* gradient) const {
-    const int width = H ? H : int(t.width);
-    const T* weight = t.weight + t.first_row[edge] * numel;
-    T* to = t.dradial + edge * t.width;
-    constexpr int kWide = H ? H : 1;  // sums at a time
-    for (int i = 0; i < width; i += kWide) {
-      Vec<T> sum[kWide] = {};
-      for_channels<T>(int(numel), [&](int u, int left) FASTMLIP_INLINE {
-        const Vec<T> g = pin(load_some(gradient + u, left));
-        unroll<kWide>(kWide, [&](int j) FASTMLIP_INLINE {
-          sum[j] += g * load_some(weight + (i + j) * numel + u, left);
-        });
-      });
-      for (int j = 0; j < kWide; ++j) {
-        T total = 0;
-        for (int lane = 0; lane < kLanes<T>; ++lane) total += sum[j][lane];
-        to[i + j] = total;
-      }
-    }
-  }
-};
 
 // ------------------------------------------------------------------ products, chunk by chunk
 
@@ -194,8 +112,8 @@ struct ChunkRows {
   static constexpr bool stream = false;
 
   int64_t end(int64_t) const { return chunk.last; }
-  void prepare(int64_t, const int64_t*, int) {}
-  void finish(int64_t, const int64_t*, int) {}
+  void prepare(const Part&, int64_t, int64_t) {}
+  void finish(int64_t, int) {}
   const T* w(int64_t k, int64_t edge) const {
     return rows + (kept ? kept[pair ? pair[edge] : edge] : chunk.row_of[k - chunk.first]) * numel;
   }
@@ -292,7 +210,10 @@ void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* t
     receive_nodes<T, false>(plan, conv_tensors(t), make_rows, order, x.get(), nullptr, begin, end,
                             parallel_for, threads);
   };
-  if (t.first_row) return receive([&] { return BandRows<T>(t, numel); }, 0, nodes);
+  if (t.first_row) {
+    const BandTable<T> table(t, numel);
+    return receive([&] { return BandRows<T>(t, table); }, 0, nodes);
+  }
   const KeptRows kept(t, order);
   const bool keep = !kept.row.empty();
   Chunk chunk;
@@ -326,7 +247,10 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
     send_nodes<T, false>(plan, conv_tensors(t), make_rows, order, grad.get(), x.get(), nullptr,
                          begin, end, parallel_for, threads);
   };
-  if (t.first_row) return send([&] { return BandRows<T>(t, numel); }, 0, nodes);
+  if (t.first_row) {
+    const BandTable<T> table(t, numel);
+    return send([&] { return BandRows<T>(t, table); }, 0, nodes);
+  }
   std::fill_n(t.dradial, order.num_edges * t.inputs, T(0));
   const Transposed<T> transposed(t, numel);
   const KeptRows kept(t, order);

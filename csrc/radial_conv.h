@@ -11,7 +11,8 @@ template <class T>
 struct RadialTensors {
   const T *x, *edge_attr, *radial, *weight, *hidden, *grad;
   const int64_t *edge_pair, *first_row;
-  int64_t inputs;        // columns of radial
+  int64_t inputs;  // columns of radial
+  int64_t weight_rows;
   int64_t width, depth;  // of the hidden layers
   T* kept;               // rows of edge_weight that the forward pass leaves to the backward pass
   int64_t kept_rows;     // room for them

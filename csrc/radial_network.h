@@ -9,13 +9,6 @@ namespace fastmlip::FASTMLIP_ISA {
 namespace {
 
 template <class T>
-Buffer<T> zeros(int64_t count) {
-  Buffer<T> result = allocate<T>(count);
-  std::fill_n(result.get(), count, T(0));
-  return result;
-}
-
-template <class T>
 Buffer<T> transpose(const T* weight, int64_t rows, int64_t columns) {
   Buffer<T> result = allocate<T>(rows * columns);
   constexpr int64_t tile = 16;

@@ -161,6 +161,29 @@ FASTMLIP_INLINE inline void unroll(int n, const F& f) {
   }
 }
 
+// One step of transpose: in squares of 2 Half lanes, what is above the diagonal changes places with
+// what is below it; a is of an upper row, b of the lower one.
+template <class T, int Half, int... I>
+inline void swap_corners(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, I...>) {
+  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef Index Mask __attribute__((vector_size(FASTMLIP_VECTOR_BYTES)));
+  constexpr Mask upper = {(I & Half ? kLanes<T> + I - Half : I)...};
+  constexpr Mask lower = {(I & Half ? kLanes<T> + I : I + Half)...};
+  const Vec<T> first = __builtin_shuffle(a, b, upper);
+  b = __builtin_shuffle(a, b, lower);
+  a = first;
+}
+
+// The square of kLanes rows v, transposed.
+template <class T, int Half = kLanes<T> / 2>
+FASTMLIP_INLINE inline void transpose(Vec<T>* v) {
+  unroll<kLanes<T>>(kLanes<T>, [&](int i) FASTMLIP_INLINE {
+    if (!(i & Half))
+      swap_corners<T, Half>(v[i], v[i + Half], std::make_integer_sequence<int, kLanes<T>>{});
+  });
+  if constexpr (Half > 1) transpose<T, Half / 2>(v);
+}
+
 // f(u, left) for the channels u = 0, lanes, 2 lanes, .. of mul, `left` of them to go; where a whole
 // vector is left, `left` is a constant, so that load_some and store_some are plain loads and
 // stores.

@@ -28,8 +28,8 @@ struct EdgeRows {
   static constexpr bool stream = true;
 
   static int64_t end(int64_t num_edges) { return num_edges; }
-  void prepare(int64_t, const int64_t*, int) {}
-  void finish(int64_t, const int64_t*, int) {}
+  void prepare(const Part&, int64_t, int64_t) {}
+  void finish(int64_t, int) {}
   const T* w(int64_t, int64_t edge) const { return t.edge_weight + edge * numel; }
   const T* hw(int64_t, int64_t edge) const { return t.hw ? t.hw + edge * numel : nullptr; }
   T* dw(int64_t, int64_t edge) const { return t.dw ? t.dw + edge * numel : nullptr; }

@@ -39,7 +39,9 @@ def test_all_derivatives_match_the_reference(name, dtype):
 
 
 @pytest.mark.parametrize("name", ["odd multiplicities, pairs", "odd multiplicities, spline"])
-@pytest.mark.parametrize(("nodes", "edges"), [(0, 0), (1, 0), (4, 0), (1, 1), (3, 17), (40, 700)])
+@pytest.mark.parametrize(
+    ("nodes", "edges"), [(0, 0), (1, 0), (4, 0), (1, 1), (3, 17), (40, 700), (2, 500)]
+)
 def test_sizes(name, nodes, edges):
     case = OP.cases[name]
     inputs = OP.make_inputs(case, nodes=nodes, edges=edges)

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -36,14 +37,22 @@ inline int64_t parts(int64_t work, int64_t limit = INT64_MAX) {
 
 // The operators' Python pages check what users pass. Compiled models call the C++ operators
 // without them, so these check again what could read or write out of bounds.
-inline void expect(bool ok, const std::string& what) {
-  if (!ok) throw std::runtime_error("fastmlip: " + what);
+template <class... Text>
+[[noreturn, gnu::cold, gnu::noinline]] void fail(const Text&... text) {
+  std::ostringstream what;
+  ((what << "fastmlip: ") << ... << text);
+  throw std::runtime_error(what.str());
+}
+
+// Puts its text together only where a check fails: they run on every call, some for every edge.
+template <class... Text>
+inline void expect(bool ok, const Text&... text) {
+  if (__builtin_expect(!ok, 0)) fail(text...);
 }
 
 inline void expect_shape(const char* name, const Tensor& t, int64_t rows, int64_t columns) {
-  expect(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns,
-         std::string(name) + ": expected shape [" + std::to_string(rows) + ", " +
-             std::to_string(columns) + "]");
+  expect(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns, name, ": expected shape [",
+         rows, ", ", columns, "]");
 }
 
 inline Tensor packed(const Tensor& t) {

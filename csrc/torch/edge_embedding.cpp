@@ -34,7 +34,7 @@ struct Call {
     expect_shape("edge_vec", vec, edges, 3);
     for (const auto& [name, t] : {std::pair("edge_vec", &vec), std::pair("roots", &roots),
                                   std::pair("rmax_recip", &rmax_recip)})
-      expect(t->scalar_type() == ScalarType::Double, std::string(name) + ": expected float64");
+      expect(t->scalar_type() == ScalarType::Double, name, ": expected float64");
     expect(l_max >= -1 && p >= 2, "l_max, p: expected l_max >= -1 and p >= 2");
     const int64_t terms = tables.numel() - (l_max + 1);
     expect(tables.scalar_type() == ScalarType::Long && terms >= 0 && terms % 4 == 0,
@@ -64,16 +64,15 @@ struct Call {
            "rmax_recip: expected one number for each pair of types");
     const int64_t* type = edge_type->const_data_ptr<int64_t>();
     for (int64_t n = 0; n < 2 * shape.edges; ++n)
-      expect(uint64_t(type[n]) < uint64_t(shape.num_types),
-             "edge_type: " + std::to_string(type[n]) + " is out of range: expected 0 <= type < " +
-                 std::to_string(shape.num_types));
+      expect(uint64_t(type[n]) < uint64_t(shape.num_types), "edge_type: ", type[n],
+             " is out of range: expected 0 <= type < ", shape.num_types);
   }
 
   ScalarType dtype() const { return single ? ScalarType::Float : ScalarType::Double; }
 
   Tensor gradient(const char* name, const Tensor& g, int64_t columns, ScalarType type) const {
     expect_shape(name, g, shape.edges, columns);
-    expect(g.scalar_type() == type, std::string(name) + ": expected the dtype of its output");
+    expect(g.scalar_type() == type, name, ": expected the dtype of its output");
     return packed(g);
   }
 

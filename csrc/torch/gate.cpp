@@ -14,7 +14,7 @@ namespace {
 // Every column of x and of the result belongs to exactly one segment, so that all are written.
 const GateHeader& check_gate(const Tensor& tables) {
   constexpr int64_t header = sizeof(GateHeader) / 8, segment = sizeof(GateSegment) / 8;
-  const std::string wrong = "tables: not a table of gate";
+  const char* wrong = "tables: not a table of gate";
   expect(tables.scalar_type() == ScalarType::Long && tables.is_contiguous() &&
              tables.numel() >= header,
          wrong);
@@ -56,7 +56,7 @@ struct GateCall {
 
   Tensor rows(const char* name, const Tensor& other, int64_t columns) const {
     expect_shape(name, other, nodes, columns);
-    expect(other.scalar_type() == x.scalar_type(), std::string(name) + ": expected the dtype of x");
+    expect(other.scalar_type() == x.scalar_type(), name, ": expected the dtype of x");
     return packed(other);
   }
 
@@ -64,7 +64,7 @@ struct GateCall {
 
   void run(Gate::Kernel f32, Gate::Kernel f64) const {
     (x.scalar_type() == ScalarType::Double ? f64 : f32)(
-        t, tables, parallel_for, parts(nodes * header.dim_in / (1 << 15), nodes));
+        t, tables, parallel_for, parts(nodes * header.dim_in / (1 << 14), nodes));
   }
 };
 

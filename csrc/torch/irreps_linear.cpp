@@ -39,9 +39,8 @@ struct Sorted {
   Sorted(const int64_t* types, int64_t num_nodes, int64_t num_types)
       : node(num_nodes), type_end(num_types) {
     for (int64_t n = 0; n < num_nodes; ++n) {
-      expect(types[n] >= 0 && types[n] < num_types,
-             "types[" + std::to_string(n) + "] = " + std::to_string(types[n]) +
-                 " is out of range: expected 0 <= type < " + std::to_string(num_types));
+      expect(types[n] >= 0 && types[n] < num_types, "types[", n, "] = ", types[n],
+             " is out of range: expected 0 <= type < ", num_types);
       ++type_end[types[n]];
     }
     std::vector<int64_t> next(num_types);
@@ -60,7 +59,7 @@ Tensor irreps_linear_cpu(const Tensor& x_any, const Tensor& weight_any,
          "dim_out: not the columns of this table");
   const int64_t num_types = weight_any.dim() == 2 ? weight_any.size(0) : 0;
   expect(num_types > 0 && weight_any.size(1) == header.weight_numel,
-         "weight: expected weight_numel = " + std::to_string(header.weight_numel) + " columns");
+         "weight: expected weight_numel = ", header.weight_numel, " columns");
   expect(types_any || num_types == 1, "types: expected where weight has a row for each type");
   const Tensor x = packed(x_any), weight = packed(weight_any);
   expect(weight.scalar_type() == x.scalar_type(), "weight: expected the dtype of x");
@@ -74,7 +73,7 @@ Tensor irreps_linear_cpu(const Tensor& x_any, const Tensor& weight_any,
   const Typed typed{sorted ? sorted->node.data() : nullptr,
                     sorted ? sorted->type_end.data() : nullptr, num_types, nodes};
   Tensor out = torch::stable::new_empty(x, {nodes, dim_out});
-  const int64_t threads = parts(nodes * header.weight_numel / (1 << 19));
+  const int64_t threads = parts(nodes * header.weight_numel / (1 << 18));
   auto apply = [&](auto kernel, auto zero) {
     using T = decltype(zero);
     kernel(x.const_data_ptr<T>(), weight.const_data_ptr<T>(), typed,

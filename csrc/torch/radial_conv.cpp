@@ -60,11 +60,10 @@ struct Call {
 
   void check_index(const char* name, const Maybe& index, int64_t limit) const {
     if (!index) return;
-    expect(index->dim() == 1 && index->size(0) == edges,
-           std::string(name) + ": expected an entry for each edge");
+    expect(index->dim() == 1 && index->size(0) == edges, name, ": expected an entry for each edge");
     const int64_t* values = index->const_data_ptr<int64_t>();
     for (int64_t e = 0; e < edges; ++e)
-      expect(values[e] >= 0 && values[e] < limit, std::string(name) + ": out of range");
+      expect(values[e] >= 0 && values[e] < limit, name, ": out of range");
   }
 
   // of the hidden layers
@@ -83,7 +82,8 @@ struct Call {
     t.radial = radial.const_data_ptr<T>(), t.weight = weight.const_data_ptr<T>();
     t.hidden = hidden ? hidden->const_data_ptr<T>() : nullptr;
     t.edge_pair = index(pair), t.first_row = index(first);
-    t.inputs = radial.size(1), t.width = hidden ? weight.size(0) : t.inputs, t.depth = depth();
+    t.inputs = radial.size(1), t.weight_rows = weight.size(0),
+    t.width = hidden ? weight.size(0) : t.inputs, t.depth = depth();
     return t;
   }
 

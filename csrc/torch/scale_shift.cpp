@@ -26,26 +26,26 @@ Tensor empty(int64_t rows, int64_t columns, int64_t dim, bool single) {
 }
 
 Rows rows(const char* name, const Tensor& t, int64_t num_atoms) {
-  expect((t.dim() == 1 || (t.dim() == 2 && t.size(1) == 1)) && t.size(0) == num_atoms,
-         std::string(name) + ": expected shape [N] or [N, 1]");
+  expect((t.dim() == 1 || (t.dim() == 2 && t.size(1) == 1)) && t.size(0) == num_atoms, name,
+         ": expected shape [N] or [N, 1]");
   const ScalarType dtype = t.scalar_type();
-  expect(dtype == ScalarType::Double || dtype == ScalarType::Float,
-         std::string(name) + ": expected float32 or float64");
+  expect(dtype == ScalarType::Double || dtype == ScalarType::Float, name,
+         ": expected float32 or float64");
   return {t.const_data_ptr(), dtype == ScalarType::Float};
 }
 
 Values values(const char* name, const std::optional<Tensor>& t) {
   if (!t) return {nullptr, 1};
-  expect(t->scalar_type() == ScalarType::Double && t->numel() > 0,
-         std::string(name) + ": expected float64 values");
+  expect(t->scalar_type() == ScalarType::Double && t->numel() > 0, name,
+         ": expected float64 values");
   return {static_cast<const double*>(t->const_data_ptr()), t->numel()};
 }
 
 Types atom_types(const Tensor& t, int64_t num_atoms) {
   const ScalarType dtype = t.scalar_type();
   expect(dtype == ScalarType::Long || dtype == ScalarType::Int, "types: expected int32 or int64");
-  expect(t.numel() >= num_atoms, "types: expected at least N = " + std::to_string(num_atoms) +
-                                     " entries, got " + std::to_string(t.numel()));
+  expect(t.numel() >= num_atoms, "types: expected at least N = ", num_atoms, " entries, got ",
+         t.numel());
   return {t.const_data_ptr(), dtype == ScalarType::Int};
 }
 
@@ -53,8 +53,7 @@ void expect_types(int64_t bad, const Types& types, int64_t num_types) {
   if (__builtin_expect(bad < 0, 1)) return;
   const int64_t value = types.narrow ? static_cast<const int32_t*>(types.data)[bad]
                                      : static_cast<const int64_t*>(types.data)[bad];
-  throw std::runtime_error("types[" + std::to_string(bad) + "] = " + std::to_string(value) +
-                           " is out of range: expected 0 <= type < " + std::to_string(num_types));
+  fail("types[", bad, "] = ", value, " is out of range: expected 0 <= type < ", num_types);
 }
 
 // No call to torch where there is nothing to do.

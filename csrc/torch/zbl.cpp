@@ -19,12 +19,11 @@ double value(const Tensor& t, int64_t i) {
 }
 
 void expect_dtype(const char* name, const Tensor& t, ScalarType a, ScalarType b) {
-  expect(t.scalar_type() == a || t.scalar_type() == b, std::string(name) + ": unexpected dtype");
+  expect(t.scalar_type() == a || t.scalar_type() == b, name, ": unexpected dtype");
 }
 
 void expect_length(const char* name, const Tensor& t, int64_t length) {
-  expect(t.dim() == 1 && t.size(0) == length,
-         std::string(name) + ": expected shape [" + std::to_string(length) + "]");
+  expect(t.dim() == 1 && t.size(0) == length, name, ": expected shape [", length, "]");
 }
 
 // Contiguous operands of one call and a row for each atom.
@@ -82,11 +81,9 @@ struct Call {
     power.resize(types.numel());
     const int64_t* type = types.const_data_ptr<int64_t>();
     for (int64_t n = 0; n < types.numel(); ++n) {
-      if (type[n] < 0 || type[n] >= num_types)
-        throw std::runtime_error("atom_types[" + std::to_string(n) +
-                                 "] = " + std::to_string(type[n]) +
-                                 " is out of range: expected 0 <= type < " +
-                                 std::to_string(num_types) + ", the length of atomic_numbers");
+      expect(type[n] >= 0 && type[n] < num_types, "atom_types[", n, "] = ", type[n],
+             " is out of range: expected 0 <= type < ", num_types,
+             ", the length of atomic_numbers");
       charge[n] = charges[type[n]];
       power[n] = powers[type[n]];
     }
@@ -117,11 +114,10 @@ struct Call {
   void expect_none(const ZblBad& bad) const {
     if (bad.edge < 0) return;
     const int64_t* ends = index.const_data_ptr<int64_t>() + (bad.is_dst ? 0 : length.size(0));
-    throw std::runtime_error(
-        "edge_index[" + std::string(bad.is_dst ? "0, " : "1, ") + std::to_string(bad.edge) +
-        "] = " + std::to_string(ends[bad.edge]) + " is out of range: expected 0 <= index < " +
-        (bad.is_dst ? std::to_string(num_nodes) + ", num_nodes"
-                    : std::to_string(charge.size()) + ", the length of atom_types"));
+    fail("edge_index[", bad.is_dst ? "0, " : "1, ", bad.edge, "] = ", ends[bad.edge],
+         " is out of range: expected 0 <= index < ",
+         bad.is_dst ? num_nodes : int64_t(charge.size()),
+         bad.is_dst ? ", num_nodes" : ", the length of atom_types");
   }
 };
 

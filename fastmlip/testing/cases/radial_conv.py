@@ -128,7 +128,7 @@ RADIAL_CONV = {
     "nequip-M-hidden, network": _case("nequip-M-hidden", "edge_pair", 8, 128, depth=1),
     "deep network": _case("odd-multiplicities", "edge_pair", 5, 11, depth=3),
     "network without pairs": _case("path-weights", "own", 1, 3, depth=2),
-    "nequip-M-hidden, spline": _case("nequip-M-hidden", "first_row", 6, 37),
+    "nequip-M-hidden, spline": _case("nequip-M-hidden", "first_row", 6, 69),
     "own weights": _case("path-weights", "own", 13),
     "odd multiplicities, pairs": _case("odd-multiplicities", "edge_pair", 7),
     "odd multiplicities, spline": _case("odd-multiplicities", "first_row", 6, 9),
