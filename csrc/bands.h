@@ -21,13 +21,15 @@ struct BandTable {
 
   BandTable(const RadialTensors<T>& t, int64_t numel)
       : rows(t.weight_rows),
-        blocks((numel + columns - 1) / columns),
-        table(zeros<T>(blocks * rows * columns)) {
-    for (int64_t b = 0; b < blocks; ++b)
-      for (int64_t r = 0; r < rows; ++r)
-        std::copy_n(t.weight + r * numel + b * columns,
-                    std::min<int64_t>(columns, numel - b * columns),
-                    table.get() + (b * rows + r) * columns);
+        blocks(std::max<int64_t>(1, (numel + columns - 1) / columns)),
+        table(allocate<T>(blocks * rows * columns)) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t count = std::min<int64_t>(columns, numel - b * columns);
+      for (int64_t r = 0; r < rows; ++r) {
+        T* to = table.get() + (b * rows + r) * columns;
+        std::fill(std::copy_n(t.weight + r * numel + b * columns, count, to), to + columns, T(0));
+      }
+    }
   }
 
   const T* block(int64_t b) const { return table.get() + b * rows * columns; }
@@ -37,6 +39,7 @@ struct BandTable {
 template <class T>
 struct BandRows {
   static constexpr int columns = BandTable<T>::columns;
+  static constexpr int line = 64 / sizeof(T);  // of a cache
   static constexpr bool stream = false;
   const RadialTensors<T>& t;
   const BandTable<T>& table;
@@ -51,11 +54,14 @@ struct BandRows {
   BandRows(const RadialTensors<T>& t, const BandTable<T>& table)
       : t(t),
         table(table),
-        stride(table.blocks * columns + int64_t(64 / sizeof(T))),
+        stride(table.blocks * columns + line),
         rows(allocate<T>(kBatch * stride)),
-        gradients(t.dradial ? zeros<T>(kBatch * stride) : nullptr),
+        gradients(t.dradial ? allocate<T>(kBatch * stride) : nullptr),
         radial(allocate<T>(kBatch * t.width)),
-        sums(t.dradial ? allocate<Vec<T>>(kBatch * t.width) : nullptr) {}
+        sums(t.dradial ? allocate<Vec<T>>(kBatch * t.width) : nullptr) {
+    for (int64_t e = 0; gradients && e < kBatch; ++e)  // what paths do not write
+      std::fill_n(gradients.get() + (e + 1) * stride - columns - line, columns, T(0));
+  }
 
   int64_t end(int64_t) const { return limit; }
   const T* w(int64_t k, int64_t) const { return rows.get() + (k - begin) * stride; }
@@ -90,17 +96,17 @@ struct BandRows {
     t.width == 6 ? f(std::integral_constant<int, 6>{}) : f(std::integral_constant<int, 0>{});
   }
 
-  // f(band, offset of columns, place of the edge in the batch) for each block of columns and edge
+  // f(block of columns, edge of the batch, its band there, where it is in the edge's row)
   template <class F>
   FASTMLIP_INLINE void for_bands(const F& f) const {
     for (int64_t b = 0; b < table.blocks; ++b)
       for (int64_t e = 0; e < limit - begin; ++e)
-        f(table.block(b) + first[e], e * stride + b * columns, e);
+        f(b, e, table.block(b) + first[e], e * stride + b * columns);
   }
 
   template <int H>
   [[gnu::noinline]] void make() const {
-    for_bands([&](const T* band, int64_t at, int64_t e) FASTMLIP_INLINE {
+    for_bands([&](int64_t, int64_t e, const T* band, int64_t at) FASTMLIP_INLINE {
       const T* factors = radial.get() + e * (H ? H : t.width);
       Vec<T> sum[kBandVectors] = {};
       unroll<H>(int(t.width), [&](int i) FASTMLIP_INLINE {
@@ -119,14 +125,13 @@ struct BandRows {
   [[gnu::noinline]] void project() const {
     const int width = H ? H : int(t.width);
     const int64_t count = (limit - begin) * width;
-    std::fill_n(sums.get(), kBatch * width, Vec<T>{});
-    for_bands([&](const T* band, int64_t at, int64_t e) FASTMLIP_INLINE {
+    for_bands([&](int64_t b, int64_t e, const T* band, int64_t at) FASTMLIP_INLINE {
       Vec<T> g[kBandVectors];
       unroll<kBandVectors>(kBandVectors, [&](int v) FASTMLIP_INLINE {
         g[v] = pin(load(gradients.get() + at + v * kLanes<T>));
       });
       unroll<H>(width, [&](int i) FASTMLIP_INLINE {
-        Vec<T> sum = sums[e * width + i];
+        Vec<T> sum = b ? sums[e * width + i] : Vec<T>{};
         unroll<kBandVectors>(kBandVectors, [&](int v) FASTMLIP_INLINE {
           sum += g[v] * load(band + i * columns + v * kLanes<T>);
         });

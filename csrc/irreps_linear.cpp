@@ -118,6 +118,8 @@ void move(const Task& task, const Typed& typed, Row* rows, int64_t row_size, int
   if (task.group->dim == 1) return move_scalars<kOut>(task, typed, rows, row_size, mul, panel);
   with_dim(int(task.group->dim), [&](auto D) {
     const int64_t dim = D ? int64_t(D) : task.group->dim;
+    if (!kOut && (task.last - task.first) * dim < task.columns)  // columns of no node
+      for (int64_t u = 0; u < mul; ++u) store(panel + (u + 1) * task.columns - kLanes<T>, Vec<T>{});
     for (int64_t begin = 0; begin < mul; begin += 16) {
       const int64_t end = std::min<int64_t>(begin + 16, mul);
       for (int64_t i = task.first; i < task.last; ++i) {
@@ -175,7 +177,6 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
   std::atomic<size_t> next{0};
   run(parallel_for, threads, [&](int64_t) {
     const Buffer<T> in = allocate<T>(panel + kBehind), sum = allocate<T>(result + kBehind);
-    std::fill_n(in.get(), panel, T(0));  // columns of no node: any number, but no slow one
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks.size();) {
       const Task& task = tasks[i];
       const Group& group = *task.group;
