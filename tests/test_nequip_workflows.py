@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -233,11 +234,16 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("source", ["package", pytest.param("checkpoint", marks=pytest.mark.slow)])
 def test_aotinductor_models_load_in_a_plain_process(source, request, checkpoint, atoms, tmp_path):
-    """Nothing is imported by hand there."""
-    saved = request.getfixturevalue(source)
+    """Compiled by the command of README and guide; nothing is imported by hand there."""
+    root = Path(__file__).parent.parent
+    lines = [
+        re.search("^nequip-compile .*$", (root / page).read_text(), re.MULTILINE).group()
+        for page in ("README.md", "docs/guide/inference.md")
+    ]
+    assert lines[0] == lines[1]
+    files = {"model.ckpt": request.getfixturevalue(source), "model.nequip.pt2": "model.nequip.pt2"}
+    run([files.get(word, word) for word in lines[0].split()], tmp_path)
     compiled = tmp_path / "model.nequip.pt2"
-    command = ["nequip-compile", saved, compiled, "--mode", "aotinductor", "--device", "cpu"]
-    run([*command, "--target", "ase", "--modifiers", MODIFIER], tmp_path)
     with zipfile.ZipFile(compiled) as archive:
         assert archive.read("nequip_custom_ops_libs.txt") == b"fastmlip"
         assert any(b"radial_conv" in archive.read(name) for name in archive.namelist())

@@ -5,8 +5,8 @@ registers come in blocks of 256 from one of four files of 16,384. AMD CDNA3 inst
 and LLVM's AMDGPU usage guide: a SIMD has 512 vector registers a lane, taken by eights, of which
 vector and accumulation registers share one file, and runs up to 8 waves; 4 SIMDs a compute unit.
 
-Peaks, all of vector arithmetic, without tensor or matrix cores and without sparsity; not compared
-with the sheets again:
+Peaks, all of vector arithmetic, without tensor or matrix cores and without sparsity; compared with
+other people's copies of these sheets, not with the sheets (one has 80 and 40 TFLOP/s for B200):
 
 - A100: NVIDIA A100 Tensor Core GPU data sheet, 80 GB SXM: 19.5 and 9.7 TFLOP/s, 2,039 GB/s;
 - H100: NVIDIA H100 Tensor Core GPU data sheet, SXM: 67 and 34 TFLOP/s, 3.35 TB/s;
