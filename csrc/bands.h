@@ -43,7 +43,8 @@ struct BandRows {
   static constexpr bool stream = false;
   const RadialTensors<T>& t;
   const BandTable<T>& table;
-  const int64_t stride;  // an odd number of cache lines: rows do not fall on each other's
+  const int64_t
+      stride;  // a cache line more than the columns: rows do not all fall on the same ones
   Buffer<T> rows, gradients;
   Buffer<T> radial;     // [edge][width], the batch's
   Buffer<Vec<T>> sums;  // [edge][width], not yet summed over lanes
@@ -59,7 +60,7 @@ struct BandRows {
         gradients(t.dradial ? allocate<T>(kBatch * stride) : nullptr),
         radial(allocate<T>(kBatch * t.width)),
         sums(t.dradial ? allocate<Vec<T>>(kBatch * t.width) : nullptr) {
-    for (int64_t e = 0; gradients && e < kBatch; ++e)  // what paths do not write
+    for (int64_t e = 0; gradients && e < kBatch; ++e)  // columns behind the last path's
       std::fill_n(gradients.get() + (e + 1) * stride - columns - line, columns, T(0));
   }
 
@@ -138,11 +139,11 @@ struct BandRows {
         sums[e * width + i] = sum;
       });
     });
-    for (int64_t first = 0; first < count; first += kLanes<T>) {
+    for (int64_t j = 0; j < count; j += kLanes<T>) {
       T totals[kLanes<T>];
-      store(totals, sum_each<T>(sums.get() + first, 1));
-      for (int64_t i = first; i < std::min<int64_t>(first + kLanes<T>, count); ++i)
-        t.dradial[edges[i / width] * width + i % width] = totals[i - first];
+      store(totals, sum_each<T>(sums.get() + j, 1));
+      for (int64_t i = j; i < std::min<int64_t>(j + kLanes<T>, count); ++i)
+        t.dradial[edges[i / width] * width + i % width] = totals[i - j];
     }
   }
 };

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "activation.h"
-#include "plan.h"
 
 namespace fastmlip::FASTMLIP_ISA {
 namespace {

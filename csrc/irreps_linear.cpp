@@ -90,7 +90,7 @@ void move_scalars(const Task& task, const Typed& typed, Row* rows, int64_t row_s
       Vec<T> square[L];
       for (int64_t i = 0; i < L; ++i)
         square[i] = kOut ? load(to + (u + i) * task.columns) : row[i] ? load(row[i] + u) : Vec<T>{};
-      transpose<T>(square);
+      transpose_square<T>(square);
       for (int64_t i = 0; i < L; ++i) {
         if constexpr (!kOut)
           store(to + (u + i) * task.columns, square[i]);
@@ -167,11 +167,11 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
   const std::vector<Group> groups = make_groups<T>(tables, transposed);
   const std::vector<Task> tasks = make_tasks<T>(groups, typed);
   int64_t covered = 0, panel = 0, result = 0;
-  for (const Group& group : groups) {
-    covered += group.mul * group.dim;
-    const int64_t columns = round_up(int(group.nodes * group.dim), kLanes<T>);
-    result = std::max(result, group.mul * columns);
-    for (const LinearPath& path : group.paths) panel = std::max(panel, path.mul_in * columns);
+  for (const Group& group : groups) covered += group.mul * group.dim;
+  for (const Task& task : tasks) {
+    result = std::max(result, task.group->mul * task.columns);
+    for (const LinearPath& path : task.group->paths)
+      panel = std::max(panel, path.mul_in * task.columns);
   }
   if (covered < dim_out) std::fill_n(out, typed.num_nodes * dim_out, T(0));
   std::atomic<size_t> next{0};

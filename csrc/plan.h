@@ -145,25 +145,6 @@ void unpack_block(const PackedBlock& b, const T* packed, T* row) {
     for (int m = 0; m < dim; ++m) to[u * dim + m] = from[m * b.padded + u];
 }
 
-// f(integral_constant<int, d>), with 0 for a dimension that has no kernel of its own.
-template <class F>
-void with_dim(int d, const F& f) {
-  switch (d) {
-    case 1:
-      return f(std::integral_constant<int, 1>{});
-    case 3:
-      return f(std::integral_constant<int, 3>{});
-    case 5:
-      return f(std::integral_constant<int, 5>{});
-    case 7:
-      return f(std::integral_constant<int, 7>{});
-    case 9:
-      return f(std::integral_constant<int, 9>{});
-    default:
-      return f(std::integral_constant<int, 0>{});
-  }
-}
-
 template <class T>
 void pack(const std::vector<PackedBlock>& blocks, const T* row, T* packed) {
   for (const PackedBlock& b : blocks)

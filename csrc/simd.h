@@ -161,8 +161,27 @@ FASTMLIP_INLINE inline void unroll(int n, const F& f) {
   }
 }
 
-// One step of transpose: in squares of 2 Half lanes, what is above the diagonal changes places with
-// what is below it; a is of an upper row, b of the lower one.
+// f(integral_constant<int, d>), with 0 for a dimension that has no kernel of its own.
+template <class F>
+void with_dim(int d, const F& f) {
+  switch (d) {
+    case 1:
+      return f(std::integral_constant<int, 1>{});
+    case 3:
+      return f(std::integral_constant<int, 3>{});
+    case 5:
+      return f(std::integral_constant<int, 5>{});
+    case 7:
+      return f(std::integral_constant<int, 7>{});
+    case 9:
+      return f(std::integral_constant<int, 9>{});
+    default:
+      return f(std::integral_constant<int, 0>{});
+  }
+}
+
+// One step of transpose_square: in squares of 2 Half lanes, what is above the diagonal changes
+// places with what is below it; a is of an upper row, b of the lower one.
 template <class T, int Half, int... I>
 inline void swap_corners(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, I...>) {
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
@@ -176,12 +195,12 @@ inline void swap_corners(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, I...>)
 
 // The square of kLanes rows v, transposed.
 template <class T, int Half = kLanes<T> / 2>
-FASTMLIP_INLINE inline void transpose(Vec<T>* v) {
+FASTMLIP_INLINE inline void transpose_square(Vec<T>* v) {
   unroll<kLanes<T>>(kLanes<T>, [&](int i) FASTMLIP_INLINE {
     if (!(i & Half))
       swap_corners<T, Half>(v[i], v[i + Half], std::make_integer_sequence<int, kLanes<T>>{});
   });
-  if constexpr (Half > 1) transpose<T, Half / 2>(v);
+  if constexpr (Half > 1) transpose_square<T, Half / 2>(v);
 }
 
 // f(u, left) for the channels u = 0, lanes, 2 lanes, .. of mul, `left` of them to go; where a whole

@@ -28,8 +28,8 @@ inline void parallel_for(int64_t parts, void (*f)(int64_t, void*), void* context
   });
 }
 
-// As many parts as torch has threads, at most `limit`, and none with less than about 20 us of work:
-// `work` counts how many times 20 us there are.
+// As many parts as torch has threads, at most `limit`, and none with less than about 10 us of work:
+// `work` counts how many times that is there.
 inline int64_t parts(int64_t work, int64_t limit = INT64_MAX) {
   return std::max<int64_t>(
       1, std::min<int64_t>({int64_t(torch::stable::get_num_threads()), work, limit}));
