@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from .environment import environment, synchronize
-from .results import collect, ratio_lines
+from .results import Report, collect, ratio_lines
 
 
 def pytest_addoption(parser):
@@ -141,5 +141,5 @@ def pytest_terminal_summary(terminalreporter, config):
     write(f"torch {torch.__version__}, {there['threads']} threads, {there['backends']}")
     peaks = ", ".join(f"{value:.0f} {name}" for name, value in there["peaks"].items())
     write(f"measured in this session: {peaks}; load average before it: {there['load before']}")
-    for line in ratio_lines(collect(benchmarks)):
+    for line in ratio_lines(Report(there, collect(benchmarks))):
         write(line)

@@ -16,6 +16,8 @@ import torch
 
 import fastmlip
 
+from .results import COPY, PRODUCT
+
 HERE = Path(__file__).resolve().parent
 PACKAGES = (
     "fastmlip", "torch", "triton", "e3nn", "nequip", "nequip-allegro", "cuequivariance-torch",
@@ -105,8 +107,8 @@ def peaks(device: str = "cpu", repeats: int = 10) -> dict[str, float]:
     source = torch.randn(1 << 26, device=device)
     target = torch.empty_like(source)
     return {
-        "matrix product GFLOP/s": 2e-9 * size**3 / best(lambda: a @ a),
-        "copy GB/s": 2e-9 * source.numel() * 4 / best(lambda: target.copy_(source)),
+        PRODUCT: 2e-9 * size**3 / best(lambda: a @ a),
+        COPY: 2e-9 * source.numel() * 4 / best(lambda: target.copy_(source)),
     }
 
 

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .results import Report, Row, pairs
+from .results import COPY, PRODUCT, Report, Row, pairs
 
 COLORS = ["#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#da8bc3"]
 OUR_COLOR = "#c44e52"
@@ -129,9 +129,7 @@ def roofline(report: Report) -> PNG | None:
     if not rows:
         return None
     colors = _colors(rows)
-    product, copy = (
-        report.environment["peaks"][k] for k in ("matrix product GFLOP/s", "copy GB/s")
-    )
+    product, copy = (report.environment["peaks"][peak] for peak in (PRODUCT, COPY))
     figure, axis = plt.subplots(figsize=(9.5, 5.0), layout="constrained")
     intensity = [row.flops / row.moved for row in rows if row.flops and row.moved]
     left, right = min(intensity) / 2, max(*intensity, product / copy) * 3

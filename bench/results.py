@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+PRODUCT, COPY = "matrix product GFLOP/s", "copy GB/s"  # names of the measured peaks
 OURS = "fastmlip"  # rows of fastmlip: this name, or one that begins with it
 
 
@@ -58,6 +59,12 @@ class Row:
     def gbs(self) -> float | None:
         """Compulsory bytes over the time of the best round."""
         return self.moved / self.min / 1e9 if self.moved else None
+
+    def of_roofline(self, peaks: dict[str, float]) -> float | None:
+        """The time that the measured peaks allow, over that of the best round."""
+        if not (self.gflops and self.gbs):
+            return None
+        return max(self.gflops / peaks[PRODUCT], self.gbs / peaks[COPY])
 
 
 class Report(NamedTuple):
@@ -174,9 +181,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / scale:.3g} {unit}"
 
 
-def ratio_lines(rows: Sequence[Row]) -> list[str]:
+def ratio_lines(report: Report) -> list[str]:
     """A table for a terminal: peer over fastmlip, of medians and of the best rounds."""
-    found = pairs(rows)
+    found = pairs(report.rows)
     if not found:
         return []
     width = max(len(pair.ours.name) for pair in found)
@@ -194,6 +201,8 @@ def ratio_lines(rows: Sequence[Row]) -> list[str]:
             ratios = f"{pair.medians:7.2f} {pair.mins:7.2f}"
         reached = f"  {ours.gflops:.0f} GFLOP/s" if ours.gflops else ""
         reached += f"  {ours.gbs:.1f} GB/s" if ours.gbs else ""
+        share = ours.of_roofline(report.environment["peaks"])
+        reached += f"  {share:.0%} of the roofline" if share else ""
         lines.append(f"{ours.name:{width}s} {times} {ratios}{reached}{note}")
     return lines
 

@@ -104,6 +104,25 @@ int64_t apply(Rows x, Types types, Values scales, Values shifts, Rows out, int64
   return bad.get();
 }
 
+int64_t look_up(Types types, Values values, double* out, int64_t num_atoms,
+                ParallelFor parallel_for, int64_t threads) {
+  FirstBad bad;
+  auto part = [&](int64_t p) {
+    const int64_t end = num_atoms * (p + 1) / threads;
+    with_index(types.narrow, [&](auto index_tag) {
+      const auto* index = static_cast<const decltype(index_tag)*>(types.data);
+      for (int64_t from = num_atoms * p / threads; from < end; from += kBlock) {
+        const int64_t to = std::min(from + kBlock, end);
+        const int64_t position = first_bad(index, from, to, values.count);
+        if (position >= 0) return bad.report(position);
+        for (int64_t i = from; i < to; ++i) out[i] = values.data[index[i]];
+      }
+    });
+  };
+  run(parallel_for, threads, part);
+  return bad.get();
+}
+
 // Adds g x and g of [begin, end) to sums[type][2]; lane l takes the atoms begin + l, + 4, + 8, ..
 template <bool kTyped, class G, class X, class Index>
 int64_t sum_chunk(const G* grad, const X* x, const Index* types, int64_t num_types, double* lanes,
@@ -170,6 +189,6 @@ int64_t sum(Rows grad, Rows x, Types types, double* dscales, double* dshifts, in
 }  // namespace
 
 extern const ScaleShift scale_shift;
-const ScaleShift scale_shift = {apply, sum};
+const ScaleShift scale_shift = {apply, look_up, sum};
 
 }  // namespace fastmlip::FASTMLIP_ISA

@@ -256,7 +256,7 @@ def bench(
             _say(screen, f"{page}")
     except (OSError, ValueError, SuiteError, ImportError) as error:
         raise _failed(screen, str(error)) from None
-    for line in results.ratio_lines(timed.rows):
+    for line in results.ratio_lines(timed):
         typer.echo(line)
     if warning := results.busy(timed):
         _say(screen, warning)

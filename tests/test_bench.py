@@ -9,7 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastmlip.bench import peers, results, rows, run
+from fastmlip import ops
+from fastmlip.bench import peers, results, rows, run, work
 from fastmlip.cli import app
 from fastmlip.testing import OPERATORS, assert_close, make_inputs
 
@@ -73,6 +74,7 @@ def test_blocks_of_a_row_are_merged_and_compared_with_their_peer(timings):
     assert (e3nn.median, e3nn.min, e3nn.rounds) == (8.5, 4.0, 4)
     assert (ours.median, ours.min, ours.rounds) == (1.5, 0.5, 4)
     assert (ours.gflops, ours.gbs, ours.note) == (8.0, 4.0, "5 <nodes>")
+    assert ours.of_roofline(ENVIRONMENT["peaks"]) == 4.0 / 20.0  # by memory; 0.08 by arithmetic
     pair = results.pairs(report.rows)[0]
     assert pair == (ours, e3nn) and (pair.medians, pair.mins) == (8.5 / 1.5, 8.0)
     assert len(report.rows) == 10 and len(results.pairs(report.rows)) == 5
@@ -85,9 +87,41 @@ def test_every_row_of_fastmlip_meets_every_peer_of_its_group():
     assert results.pairs(results.collect(group[:2])) == []
 
 
+def test_the_work_of_a_model_counts_products_paths_and_pairs():
+    layer = OPERATORS["irreps_linear"].cases["odd multiplicities"].linear
+    x, weight = torch.randn(11, layer.dim_in), torch.randn(1, layer.weight_numel)
+    counted = work.count(lambda: ops.irreps_linear(x, weight, layer) @ torch.ones(layer.dim_out, 2))
+    products = sum(mul_in * mul_out * dim for _, mul_in, _, mul_out, dim, _ in layer.paths)
+    assert counted.flops == 2 * 11 * (products + layer.dim_out * 2)
+    assert counted.moved >= 4 * 11 * (layer.dim_in + layer.dim_out)
+
+
+@pytest.mark.parametrize(
+    "name", ["nequip-M-hidden, network", "nequip-M-hidden, spline", "own weights"]
+)
+def test_the_work_of_a_convolution_is_that_of_its_paths_and_rows(name):
+    operator = OPERATORS["radial_conv"]
+    case = operator.cases[name]
+    inputs = operator.make_inputs(case, torch.float32, edges=56)
+    inputs.x.requires_grad_()
+
+    def run():
+        operator.op(*inputs, problem=case.problem).square().sum().backward()
+
+    run()  # makes the Clebsch-Gordan coefficients, with products of their own
+    counted = work.count(run)
+    rows = {"edge_pair": inputs.chosen.unique().numel()}.get(case.problem.kind, 56)
+    each = case.problem.width if case.problem.kind == "first_row" else case.problem.rows
+    made = each * case.problem.product.weight_numel
+    made += inputs.hidden.numel() if case.problem.depth else 0
+    paths = 56 * case.problem.product.flops_per_edge
+    assert counted.flops == 4 * paths + 2 * (2 * rows * made)
+
+
 def test_lines_of_the_terminal_name_both_ratios_and_memory(timings):
-    lines = results.ratio_lines(results.load(timings).rows)
+    lines = results.ratio_lines(results.load(timings))
     assert re.search(r"conv S 100 edges forward +e3nn +8.5 s +1.5 s +5.67 +8.00 +8 GFLOP", lines[1])
+    assert re.search(r"4.0 GB/s +20% of the roofline +5 <nodes>$", lines[1])
     assert any(re.search(r"peer +800 MiB +200 MiB +4.00$", line) for line in lines)
     assert any(re.search(r"double backward +NequIP +3 s +6 s +0.50 +0.50$", line) for line in lines)
 
@@ -114,7 +148,9 @@ def test_a_report_is_one_page_with_images_and_says_where_it_was_made(timings, tm
     assert not re.search(r"(src|href)=\"?(http|/|\w+\.)", page), "nothing is loaded"
     assert "not to be quoted" not in page
     assert "a &lt;processor&gt;" in page and "5 &lt;nodes&gt;" in page
-    for text in ("0123abc+", "2026-01-02", "2 threads", "2.13.0", "5.67", "800 MiB", "copy GB/s"):
+    for text in (
+        "0123abc+", "2026-01-02", "2 threads", "2.13.0", "5.67", "800 MiB", "copy GB/s", "20 %",
+    ):  # fmt: skip
         assert text in page, text
     again = results.load(out)
     assert again.rows == results.load(timings).rows

@@ -115,6 +115,21 @@ def test_sums_of_many_atoms_are_exact_to_rounding():
         assert dshifts[t] == (types == t).sum()
 
 
+@pytest.mark.parametrize("layout", [{}, *LAYOUTS.values()], ids=["plain", *LAYOUTS])
+@pytest.mark.parametrize("name", ["per type", "one scale, shifts of types", "shifts only"])
+def test_the_gradient_of_constant_scales_has_the_same_bits_with_a_graph(name, layout):
+    case = OP.cases[name]
+    inputs = MAKE(case, torch.float32, **layout)
+    inputs.x.requires_grad_()
+    first, again = (
+        torch.autograd.grad(
+            OP.op(*inputs, case.problem).square().sum(), inputs.x, create_graph=graph
+        )[0]
+        for graph in (False, True)
+    )
+    assert first.dtype == torch.float32 and torch.equal(first, again)
+
+
 @pytest.mark.parametrize("needs", ["x", "scales", "shifts", "x shifts", "scales shifts"])
 def test_only_the_gradients_asked_for(needs):
     inputs = MAKE(PER_TYPE, torch.float32)._asdict()
@@ -180,6 +195,8 @@ def test_a_type_out_of_range_is_refused_by_its_position(at, dtype, bad):
         OP.op(*inputs, PER_TYPE.problem)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.fastmlip.scale_shift_sums_cpu(inputs.x, inputs.x, inputs.types, 5)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastmlip.scale_shift_look_up_cpu(inputs.scales, inputs.types, 40_003)
     inputs.types[at] = 0
     inputs.types[-1] = bad  # of a ghost: never read
     assert OP.op(*inputs, PER_TYPE.problem).isfinite().all()

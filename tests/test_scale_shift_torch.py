@@ -57,6 +57,7 @@ def test_opcheck_every_operator(name, single):
     operators, grad = torch.ops.fastmlip, torch.randn_like(x).requires_grad_()
     torch.library.opcheck(operators.scale_shift_cpu, (x, types, *values, single))
     torch.library.opcheck(operators.scale_shift_sums_cpu, (grad, x, types, 5))
+    torch.library.opcheck(operators.scale_shift_look_up_cpu, (torch.rand(5, 1).double(), types, 7))
 
 
 # ---------------------------------------------------------------- graphs
@@ -255,3 +256,20 @@ def test_half_gradients_reach_half_energies():
     (gradient,) = torch.autograd.grad(out.sum(), x)
     assert gradient.dtype == torch.bfloat16
     assert_close(gradient.float(), inputs.scales[inputs.types].bfloat16().float())
+
+
+def test_a_tensor_that_outlived_its_transform_is_taken():
+    inputs = leaves(make_inputs(CASES["per type"]))
+    left = []
+
+    def leak(x):
+        left.append(2 * x)
+        return left[0].sum()
+
+    torch.func.grad(leak)(inputs[0].detach())
+    values = [
+        torch.autograd.grad(function(x, *inputs[1:]).sum(), inputs[2:])
+        for function, x in ((ops.scale_shift, left[0]), (reference, 2 * inputs[0].detach()))
+    ]
+    for got, want in zip(*values, strict=True):
+        assert_close(got, want, 1)

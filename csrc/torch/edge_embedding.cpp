@@ -78,7 +78,7 @@ struct Call {
 
   Five values() const {
     auto rows = [&](int64_t columns, ScalarType type) {
-      return torch::stable::new_empty(vec, {shape.edges, columns}, type);
+      return empty({shape.edges, columns}, type);
     };
     return {rows(1, ScalarType::Double), rows(1, ScalarType::Double),
             rows(shape.harmonics(), dtype()), rows(shape.num_bessels, dtype()), rows(1, dtype())};

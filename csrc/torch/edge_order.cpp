@@ -7,8 +7,7 @@ namespace {
 Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t num_nodes) {
   const int64_t num_edges = edge_dst.size(0);
   const Tensor dst = packed(edge_dst), src = packed(edge_src);
-  Tensor order =
-      torch::stable::new_empty(dst, {EdgeOrder::size(num_nodes, num_edges)}, ScalarType::Long);
+  Tensor order = empty({EdgeOrder::size(num_nodes, num_edges)}, ScalarType::Long);
   int64_t* table = order.mutable_data_ptr<int64_t>();
   int64_t position = 0;
   const bool narrow = dst.scalar_type() == ScalarType::Int;

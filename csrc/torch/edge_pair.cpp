@@ -21,7 +21,7 @@ Tensor edge_pair_cpu(const Tensor& edge_vec, const Tensor& edge_embedding, const
   expect(order.dim() == 1 && order.size(0) == EdgeOrder::size(num_nodes, edges),
          "order: not the edge_order of these nodes and edges");
   const Tensor vec = packed(edge_vec), embedding = packed(edge_embedding);
-  Tensor pair = torch::stable::new_empty(order, {edges});
+  Tensor pair = empty({edges}, order.scalar_type());
   const EdgeOrder table(order.const_data_ptr<int64_t>(), num_nodes, edges);
   const bool wide = vec.scalar_type() == ScalarType::Double;
   if (embedding.scalar_type() == ScalarType::Double)

@@ -60,7 +60,7 @@ struct GateCall {
     return packed(other);
   }
 
-  Tensor empty(int64_t columns) const { return torch::stable::new_empty(x, {nodes, columns}); }
+  Tensor rows(int64_t columns) const { return empty({nodes, columns}, x.scalar_type()); }
 
   void run(Gate::Kernel f32, Gate::Kernel f64) const {
     (x.scalar_type() == ScalarType::Double ? f64 : f32)(
@@ -71,7 +71,7 @@ struct GateCall {
 Tensor gate_cpu(const Tensor& x, const Tensor& tables, int64_t dim_out) {
   GateCall call(x, tables);
   expect(dim_out == call.header.dim_out, "dim_out: not the columns of this table");
-  Tensor out = call.empty(dim_out);
+  Tensor out = call.rows(dim_out);
   call.t.out = out.mutable_data_ptr();
   call.run(gate().forward_f32, gate().forward_f64);
   return out;
@@ -80,7 +80,7 @@ Tensor gate_cpu(const Tensor& x, const Tensor& tables, int64_t dim_out) {
 Tensor gate_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& tables) {
   GateCall call(x, tables);
   const Tensor g = call.rows("grad", grad, call.header.dim_out);
-  Tensor dx = call.empty(call.header.dim_in);
+  Tensor dx = call.rows(call.header.dim_in);
   call.t.grad = g.const_data_ptr(), call.t.dx = dx.mutable_data_ptr();
   call.run(gate().backward_f32, gate().backward_f64);
   return dx;
@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor> gate_double_backward_cpu(const Tensor& hx, const Tens
   GateCall call(x, tables);
   const Tensor h = call.rows("hx", hx, call.header.dim_in);
   const Tensor g = call.rows("grad", grad, call.header.dim_out);
-  Tensor dgrad = call.empty(call.header.dim_out), dx = call.empty(call.header.dim_in);
+  Tensor dgrad = call.rows(call.header.dim_out), dx = call.rows(call.header.dim_in);
   call.t.hx = h.const_data_ptr(), call.t.grad = g.const_data_ptr();
   call.t.out = dgrad.mutable_data_ptr(), call.t.dx = dx.mutable_data_ptr();
   call.run(gate().double_backward_f32, gate().double_backward_f64);

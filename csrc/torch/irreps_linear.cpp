@@ -72,7 +72,7 @@ Tensor irreps_linear_cpu(const Tensor& x_any, const Tensor& weight_any,
   }
   const Typed typed{sorted ? sorted->node.data() : nullptr,
                     sorted ? sorted->type_end.data() : nullptr, num_types, nodes};
-  Tensor out = torch::stable::new_empty(x, {nodes, dim_out});
+  Tensor out = empty({nodes, dim_out}, x.scalar_type());
   const int64_t threads = parts(nodes * header.weight_numel / (1 << 18));
   auto apply = [&](auto kernel, auto zero) {
     using T = decltype(zero);

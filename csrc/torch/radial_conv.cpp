@@ -97,8 +97,8 @@ std::tuple<Tensor, Tensor> radial_conv_cpu(const Tensor& x, const Tensor& a, con
                                            int64_t dim_out, int64_t kept_rows) {
   const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out);
   expect(kept_rows >= 0, "kept_rows: expected a number of rows");
-  Tensor out = torch::stable::new_empty(call.x, {call.nodes, dim_out});
-  Tensor kept = torch::stable::new_empty(call.x, {kept_rows, call.weight.size(1)});
+  Tensor out = empty({call.nodes, dim_out}, call.x.scalar_type());
+  Tensor kept = empty({kept_rows, call.weight.size(1)}, call.x.scalar_type());
   ask_for_huge_pages(kept.data_ptr(), kept.numel() * kept.element_size());
   auto run = [&](auto kernel, auto t) {
     using T = std::remove_pointer_t<decltype(t.out)>;

@@ -1,4 +1,4 @@
-// fastmlip::scale_shift_cpu and fastmlip::scale_shift_sums_cpu.
+// fastmlip::scale_shift_cpu, fastmlip::scale_shift_look_up_cpu and fastmlip::scale_shift_sums_cpu.
 #include "../scale_shift.h"
 
 #include <algorithm>
@@ -12,18 +12,6 @@ namespace fastmlip {
 FASTMLIP_KERNELS(ScaleShift, scale_shift)
 
 namespace {
-
-// Straight through the C interface: a third of the time of a call to aten::new_empty.
-Tensor empty(int64_t rows, int64_t columns, int64_t dim, bool single) {
-  const int64_t sizes[] = {rows, columns}, strides[] = {dim == 2 ? columns : 1, 1};
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dim, sizes, strides, single ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64(),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor result(handle);
-  ask_for_huge_pages(result.data_ptr(), rows * columns * (single ? 4 : 8));
-  return result;
-}
 
 Rows rows(const char* name, const Tensor& t, int64_t num_atoms) {
   expect((t.dim() == 1 || (t.dim() == 2 && t.size(1) == 1)) && t.size(0) == num_atoms, name,
@@ -74,10 +62,22 @@ Tensor scale_shift_cpu(const Tensor& x_any, const Tensor& types_any,
          "shifts: expected as many values as scales");
   const Rows in = rows("x", x, num_atoms);
   const Types index = num_types > 1 ? atom_types(types, num_atoms) : Types{nullptr, false};
-  Tensor out = empty(num_atoms, 1, x.dim(), single);
+  Tensor out = empty(x.sizes(), single ? ScalarType::Float : ScalarType::Double);
   expect_types(scale_shift().apply(in, index, s, b, {out.data_ptr(), single}, num_atoms,
                                    parallel_for, parts(num_atoms >> 14)),
                index, num_types);
+  return out;
+}
+
+Tensor scale_shift_look_up_cpu(const Tensor& values_any, const Tensor& types_any,
+                               int64_t num_atoms) {
+  const Tensor table = flat(values_any), types = flat(types_any);
+  const Values by_type = values("values", table);
+  const Types index = atom_types(types, num_atoms);
+  Tensor out = empty({num_atoms, 1}, ScalarType::Double);
+  expect_types(scale_shift().look_up(index, by_type, out.mutable_data_ptr<double>(), num_atoms,
+                                     parallel_for, parts(num_atoms >> 14)),
+               index, by_type.count);
   return out;
 }
 
@@ -88,7 +88,8 @@ std::tuple<Tensor, Tensor> scale_shift_sums_cpu(const Tensor& grad_any, const Te
   expect(num_types > 0, "num_types: expected at least 1");
   const Rows g = rows("grad", grad, num_atoms), in = rows("x", x, num_atoms);
   const Types index = num_types > 1 ? atom_types(types, num_atoms) : Types{nullptr, false};
-  Tensor dscales = empty(num_types, 1, 2, false), dshifts = empty(num_types, 1, 2, false);
+  Tensor dscales = empty({num_types, 1}, ScalarType::Double);
+  Tensor dshifts = empty({num_types, 1}, ScalarType::Double);
   expect_types(scale_shift().sum(g, in, index, dscales.mutable_data_ptr<double>(),
                                  dshifts.mutable_data_ptr<double>(), num_types, num_atoms,
                                  parallel_for, parts(num_atoms >> 14)),
@@ -103,6 +104,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
       "scale_shift_cpu(Tensor x, Tensor types, Tensor? scales, Tensor? shifts, bool single) -> "
       "Tensor");
+  m.def("scale_shift_look_up_cpu(Tensor values, Tensor types, SymInt num_atoms) -> Tensor");
   m.def(
       "scale_shift_sums_cpu(Tensor grad, Tensor x, Tensor types, SymInt num_types) -> (Tensor, "
       "Tensor)");
@@ -110,5 +112,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {
   m.impl("scale_shift_cpu", TORCH_BOX(&fastmlip::scale_shift_cpu));
+  m.impl("scale_shift_look_up_cpu", TORCH_BOX(&fastmlip::scale_shift_look_up_cpu));
   m.impl("scale_shift_sums_cpu", TORCH_BOX(&fastmlip::scale_shift_sums_cpu));
 }

@@ -91,7 +91,7 @@ void send(const Operands& in, const Tensor& order, const Tensor& tables, Tensor&
 Tensor forward_cpu(const Tensor& x, const Tensor& a, const Tensor& w, const Tensor& order,
                    const Tensor& tables, int64_t dim_out) {
   expect(check(x, a, w, order, tables) == dim_out, "dim_out: not the columns of this problem");
-  Tensor out = torch::stable::new_empty(x, {x.size(0), dim_out});
+  Tensor out = empty({x.size(0), dim_out}, x.scalar_type());
   receive({packed(x), packed(a), packed(w), {}, {}, {}, {}}, order, tables, out);
   return out;
 }

@@ -125,7 +125,7 @@ Tensor zbl_cpu(const Tensor& length, const std::optional<Tensor>& weight, const 
                const Tensor& index, const Tensor& types, const Tensor& numbers,
                const Tensor& prefactor, double p, int64_t order, int64_t num_nodes) {
   const Call call(length, weight, cutoff, index, types, numbers, prefactor, p, order, num_nodes);
-  Tensor out = torch::stable::new_empty(call.length, {num_nodes}, ScalarType::Double);
+  Tensor out = empty({num_nodes}, ScalarType::Double);
   double* to = out.mutable_data_ptr<double>();
   const int64_t threads = call.threads();
   call.expect_none(call.length.scalar_type() == ScalarType::Double

@@ -19,12 +19,13 @@ class Rung(NamedTuple):
     """An operator and its derivative.
 
     ``save(ctx, inputs, output)`` keeps what ``vjp(rungs, ctx, *grads)`` needs; ``rungs`` are the
-    operators of the ladder by name, for use in the formula.
+    operators of the ladder by name, for use in the formula. Without both, none of the operands
+    has a gradient.
     """
 
     operator: Any
-    save: Callable[..., None]
-    vjp: Callable[..., Any]
+    save: Callable[..., None] | None = None
+    vjp: Callable[..., Any] | None = None
 
 
 def ladder(rungs: dict[str, Rung]) -> dict[str, Callable[..., Any]]:
@@ -32,6 +33,9 @@ def ladder(rungs: dict[str, Rung]) -> dict[str, Callable[..., Any]]:
     operators = {name: rung.operator for name, rung in rungs.items()}
     calls: dict[str, Callable[..., Any]] = {}
     for name, (operator, save, vjp) in rungs.items():
+        if save is None or vjp is None:
+            calls[name] = _constant(operator)
+            continue
         torch.library.register_autograd(operator, partial(vjp, operators), setup_context=save)
         calls[name] = _call(operator, save, partial(vjp, calls))
     return calls
@@ -54,13 +58,25 @@ def _call(operator: Any, save: Callable[..., None], vjp: Callable[..., Any]) -> 
                 f"{operator.name()}: no forward-mode derivatives (torch.func.jvp, dual numbers); "
                 "expected torch.autograd.grad"
             )
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if _traced():
             return operator(*operands)
         if torch.is_grad_enabled():
-            return Eager.apply(*operands)
+            # what Eager.apply comes to where no transforms are active, 5 us later
+            return super(torch.autograd.Function, Eager).apply(*operands)
         return _below_autograd(operator, operands)
 
     return call
+
+
+def _constant(operator: Any) -> Callable[..., Any]:
+    def call(*operands):
+        return operator(*operands) if _traced() else _below_autograd(operator, operands)
+
+    return call
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _below_autograd(operator: Any, operands: tuple) -> Any:

@@ -1,0 +1,95 @@
+"""Operations and compulsory bytes of a model's energy and forces, counted while it runs eager.
+
+The matrix products that torch runs count as torch's ``FlopCounterMode`` counts them; the formulas
+of fastmlip's operators stand here. They are what the problem needs with each thing done once: the
+rows of the radial network for each pair of edges, forward and backward, whatever a kernel makes
+again. Bytes are the operands and results of fastmlip's operators. What is not a product or a path
+counts no operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from fastmlip.problem import PATH_FIELDS
+
+
+class Work(NamedTuple):
+    """Floating-point operations, and bytes read and written."""
+
+    flops: int
+    moved: int
+
+
+def count(function: Callable[[], Any]) -> Work:
+    """Of one call."""
+    with _Counter() as counter:
+        function()
+    return Work(counter.flops, counter.moved)
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.moved = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if formula := flop_registry.get(function.overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        if function.namespace == "fastmlip":
+            self.flops += FORMULAS[function.overloadpacket.__name__](*args)
+            tensors = [t for t in tree_leaves((args, result)) if torch.is_tensor(t)]
+            self.moved += sum(t.numel() * t.element_size() for t in tensors)
+        return result
+
+
+def _paths(tables: torch.Tensor) -> int:
+    """Of an edge, as ``ConvProblem.flops_per_edge`` counts it."""
+    blocks1, _, blocks3, paths, *_ = tables[:6].tolist()
+    begin, fields = 6 + 2 * (blocks1 + blocks3), len(PATH_FIELDS)
+    rows = tables[begin : begin + paths * fields].view(paths, fields)
+    return int((2 * rows[:, 0] * rows[:, 1] * rows[:, 3]).sum())
+
+
+def _radial(radial, weight, hidden, edge_pair, first_row) -> int:
+    """The rows of ``w`` of all edges or pairs, or the gradient of ``radial`` from theirs."""
+    rows = radial.shape[0] if edge_pair is None else edge_pair.unique().numel()
+    if first_row is not None:
+        return 2 * rows * radial.shape[1] * weight.shape[1]
+    return 2 * rows * (weight.numel() + (0 if hidden is None else hidden.numel()))
+
+
+def _conv(x, edge_attr, radial, weight, hidden, edge_pair, first_row, order, tables, *_) -> int:
+    edges = edge_attr.shape[0] * _paths(tables)
+    return edges + _radial(radial, weight, hidden, edge_pair, first_row)
+
+
+def _conv_backward(
+    grad, x, edge_attr, radial, weight, hidden, edge_pair, first_row, order, tables, *_
+) -> int:
+    edges = 3 * edge_attr.shape[0] * _paths(tables)
+    return edges + _radial(radial, weight, hidden, edge_pair, first_row)
+
+
+def _linear(x, weight, types, tables, *_) -> int:
+    paths = tables[4:].view(-1, 6)  # in, mul_in, out, mul_out, dim, weight
+    return 2 * x.shape[0] * int((paths[:, 1] * paths[:, 3] * paths[:, 4]).sum())
+
+
+FORMULAS: dict[str, Callable[..., int]] = {
+    "radial_conv_cpu": _conv,
+    "radial_conv_backward_cpu": _conv_backward,
+    "irreps_linear_cpu": _linear,
+}
+UNCOUNTED = (
+    "gate_cpu", "gate_backward_cpu", "edge_embedding_cpu", "edge_embedding_backward_cpu",
+    "scale_shift_cpu", "edge_order_cpu", "edge_pair_cpu",
+)  # fmt: skip
+FORMULAS |= dict.fromkeys(UNCOUNTED, lambda *_: 0)
