@@ -1,7 +1,9 @@
 """Whole NequIP presets, stock against fastmlip: energy and forces, and one training step.
 
-A 108-atom disordered fcc alloy of three types, cutoff 5 A, float32, eager. The two models share
-their weights and have agreed on energies, forces and parameter gradients before they are timed.
+Energy and forces with frozen parameters, as in molecular dynamics, and with parameters that could
+be trained. A 108-atom disordered fcc alloy of three types, cutoff 5 A, float32, eager. The two
+models share their weights and have agreed on energies, forces and parameter gradients before they
+are timed.
 """
 
 from __future__ import annotations
@@ -65,6 +67,14 @@ def _training_step(model):
     return [energy.detach(), forces.detach(), *(g for g in grads if g is not None)]
 
 
+@cache
+def _frozen(preset, who):
+    model = copy.deepcopy(_models(preset)[who]).eval().requires_grad_(False)
+    for one, other in zip(_evaluate(model), _evaluate(_models(preset)["peer"].eval()), strict=True):
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+    return model
+
+
 def _inference(model):
     model.eval()
     _evaluate(model)
@@ -94,11 +104,11 @@ def bench_peak_memory(compare, who):
 
 
 @pytest.mark.parametrize("who", ["peer", "fastmlip"])
-@pytest.mark.parametrize("what", ["energy+forces", "training step"])
+@pytest.mark.parametrize("what", ["energy+forces", "energy+forces, frozen", "training step"])
 @pytest.mark.parametrize("preset", ["S", "M", "L"])
 def bench_nequip(compare, preset, what, who):
-    model = _models(preset)[who]
-    step = {"energy+forces": _inference, "training step": _training_step}[what]
+    model = _frozen(preset, who) if "frozen" in what else _models(preset)[who]
+    step = _training_step if what == "training step" else _inference
     edges = _frame()[AtomicDataDict.EDGE_INDEX_KEY].shape[1]
     slow = who == "peer" and preset != "S"
     compare(who, lambda: step(model), f"NequIP {preset} {what}", rounds=3 if slow else 7,
