@@ -47,8 +47,10 @@ def embeddings_only(model):
     """``accelerate`` with all else left as it is, so that small differences are seen."""
     from fastmlip.integrations import swap
     from fastmlip.integrations.nequip import SWAPS
+    from fastmlip.integrations.nequip.edge_embedding import PARTS
 
-    keep = {name: SWAPS.pop(name) for name in list(SWAPS) if name != "SphericalHarmonics"}
+    embeddings = ("SphericalHarmonics", *PARTS)
+    keep = {name: SWAPS.pop(name) for name in list(SWAPS) if name not in embeddings}
     try:
         return swap.accelerate(model)
     finally:

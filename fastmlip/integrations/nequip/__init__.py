@@ -25,74 +25,74 @@ from fastmlip.integrations.nequip import (
     zbl,
 )
 
+Verdict = tuple[str, str]  # status and reason, of the rows of fastmlip.integrations.swap
+
 
 class Swap(NamedTuple):
-    """What takes the place of a host class, where ``unsupported(old)`` is empty: a module of the
-    class ``fast``, from ``make(old, model)``, or ``fast(old)`` where ``make`` is not given."""
+    """What takes the place of a host class: a module of the class ``fast``, from
+    ``make(old, model)``, or ``fast(old)`` where ``make`` is not given.
+
+    ``judge(module, model)`` is None where another row says what becomes of the module."""
 
     fast: type
-    unsupported: Callable[[torch.nn.Module], str]
+    judge: Callable[[torch.nn.Module, torch.nn.Module], Verdict | None]
     make: Callable[[torch.nn.Module, torch.nn.Module], torch.nn.Module] | None = None
+
+
+def _unless(unsupported: Callable[[torch.nn.Module], str]) -> Callable[..., Verdict]:
+    """Ready, or kept for the reason that ``unsupported(module)`` gives."""
+
+    def judge(module: torch.nn.Module, model: torch.nn.Module) -> Verdict:
+        reason = unsupported(module)
+        return ("kept", reason) if reason else ("ready", "")
+
+    return judge
 
 
 SWAPS = {
     "TensorProductScatter": Swap(
-        tensor_product_scatter.FastTensorProductScatter, tensor_product_scatter.unsupported
+        tensor_product_scatter.FastTensorProductScatter,
+        _unless(tensor_product_scatter.unsupported),
     ),
     "InteractionBlock": Swap(
-        interaction_block.FastInteractionBlock,
-        interaction_block.unsupported,
-        interaction_block.replace,
+        interaction_block.FastInteractionBlock, interaction_block.judge, interaction_block.replace
     ),
+    **{
+        name: Swap(fast, edge_embedding.judge, edge_embedding.replace)
+        for name, fast in edge_embedding.PARTS.items()
+    },
     "SphericalHarmonics": Swap(
-        edge_embedding.FastSphericalHarmonics, edge_embedding.unsupported_harmonics
+        edge_embedding.FastSphericalHarmonics, edge_embedding.judge_harmonics
     ),
     "PerTypeScaleShift": Swap(
         per_type_scale_shift.FastPerTypeScaleShift,
-        per_type_scale_shift.unsupported,
+        _unless(per_type_scale_shift.unsupported),
         per_type_scale_shift.replace,
     ),
-    "Gate": Swap(gate.FastGate, gate.unsupported, gate.replace),
-    "ZBL": Swap(zbl.FastZBL, zbl.unsupported),
+    "Gate": Swap(gate.FastGate, _unless(gate.unsupported), gate.replace),
+    "ZBL": Swap(zbl.FastZBL, _unless(zbl.unsupported)),
 }
 # modules of fastmlip.nn that a config can name itself count as swapped
-FAST = (
-    *(swap.fast for swap in SWAPS.values()),
-    *edge_embedding.FAST,
-    nn.Gate,
-    nn.PerTypeScaleShift,
-    nn.ZBL,
-)
+FAST = (*(swap.fast for swap in SWAPS.values()), nn.Gate, nn.PerTypeScaleShift, nn.ZBL)
 
 
-def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | None:
+def judge(module: torch.nn.Module, model: torch.nn.Module) -> Verdict | None:
     """``(status, reason)`` of a module of ``model`` that this folder knows, None for any other."""
     if isinstance(module, FAST):
         return "swapped", getattr(module, "remark", "")
     name = type(module).__name__
-    if name in edge_embedding.PARTS:
-        return edge_embedding.judge(module, model)
-    if name == "SphericalHarmonics":
-        return edge_embedding.judge_harmonics(module, model)
     host = next((host for host in SWAPS if name.endswith(host)), None)
     if host is None or name.startswith("_"):  # _ZBL is a part of ZBL
         return None
     if name != host:
         return "kept", f"{name} is another accelerated kernel already"
-    if name == "InteractionBlock" and not interaction_block.has_our_product(module):
-        return None  # the row of its tensor product says why
-    reason = SWAPS[host].unsupported(module)
-    return ("kept", reason) if reason else ("ready", "")
+    return SWAPS[host].judge(module, model)
 
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The new module for a ``ready`` one of ``model``, on its device and in its training mode."""
-    name = type(old).__name__
-    if name in edge_embedding.PARTS:
-        new = edge_embedding.replace(old, model)
-    else:
-        swap = SWAPS[name]
-        new = swap.make(old, model) if swap.make else swap.fast(old)
+    swap = SWAPS[type(old).__name__]
+    new = swap.make(old, model) if swap.make else swap.fast(old)
     tensor = next(itertools.chain(old.parameters(), old.buffers()), None)
     return new.to(device=None if tensor is None else tensor.device).train(old.training)
 

@@ -135,7 +135,6 @@ PARTS = {
     "BesselEdgeLengthEncoding": FastBesselEdgeLengthEncoding,
     "ApplyFactor": ComputedAtEnd,
 }
-FAST = tuple(dict.fromkeys(PARTS.values()))
 
 
 def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | None:

@@ -51,7 +51,8 @@ class FastInteractionBlock(Derived):
     def remark(self: Any) -> str:
         """For the summary."""
         if self.spline is None:
-            return ""
+            trained = any(parameter.requires_grad for parameter in self.parameters())
+            return "for training; requires_grad_(False) makes inference faster" if trained else ""
         error = self.table_metadata["fastmlip_table_max_force_error"]
         return f"tabulated: {self.spline.intervals} intervals, max |dF| {error} eV/Angstrom"
 
@@ -88,13 +89,16 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     return new
 
 
-def has_our_product(module: Any) -> bool:
-    """Whether the tensor product of an ``InteractionBlock`` is or can be swapped."""
+def judge(module: Any, model: torch.nn.Module) -> tuple[str, str] | None:
+    """``(status, reason)`` of an ``InteractionBlock``; None where its tensor product cannot be
+    swapped, the row of which says why."""
     product: Any = getattr(module, "tp_scatter", None)
-    if isinstance(product, tensor_product_scatter.FastTensorProductScatter):
-        return True
-    kind = type(product).__name__
-    return kind == "TensorProductScatter" and not tensor_product_scatter.unsupported(product)
+    if not isinstance(product, tensor_product_scatter.FastTensorProductScatter):
+        known = type(product).__name__ == "TensorProductScatter"
+        if not known or tensor_product_scatter.unsupported(product):
+            return None
+    reason = unsupported(module)
+    return ("kept", reason) if reason else ("ready", "")
 
 
 def unsupported(module: torch.nn.Module) -> str:
