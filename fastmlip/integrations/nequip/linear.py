@@ -11,14 +11,15 @@ import torch
 from fastmlip import nn
 
 
-class FrozenLinear(nn.IrrepsLinear):
-    """``linear``, which keeps its weights: they are given at every call."""
+class FrozenLinear(torch.nn.Module):
+    """``linear``, which keeps its weights: it is given at every call."""
 
     factors: torch.Tensor  # of the weights: e3nn's path weights
 
     def __init__(self, linear: Any) -> None:
+        super().__init__()
         paths = [path for path in linear.instructions if 0 not in path.path_shape]
-        super().__init__(
+        self.map = nn.IrrepsLinear(
             linear.irreps_in, linear.irreps_out, [(path.i_in, path.i_out) for path in paths]
         )
         factors = [
@@ -27,9 +28,9 @@ class FrozenLinear(nn.IrrepsLinear):
         ]
         self.register_buffer("factors", torch.cat(factors).unsqueeze(0), persistent=False)
 
-    def forward(self, x: torch.Tensor, linear: Any) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, x: torch.Tensor, linear: Any) -> torch.Tensor:
         """``linear(x)``."""
-        return super().forward(x, linear.weight * self.factors)
+        return self.map(x, linear.weight * self.factors)
 
 
 def unsupported(linear: Any) -> str:
@@ -41,7 +42,7 @@ def unsupported(linear: Any) -> str:
     return ""
 
 
-class TypedLinear(nn.IrrepsLinear):
+class TypedLinear(torch.nn.Module):
     """A self-connection ``sc`` with a second operand v that depends on the type t alone.
 
     The weight ``W[u, v, w]`` of a path of e3nn's ``FullyConnectedTensorProduct`` becomes
@@ -52,7 +53,8 @@ class TypedLinear(nn.IrrepsLinear):
     folded: torch.Tensor | None  # M, where it is kept: in tabulated models
 
     def __init__(self, sc: Any) -> None:
-        super().__init__(
+        super().__init__()
+        self.map = nn.IrrepsLinear(
             sc.irreps_in1, sc.irreps_out, [(path.i_in1, path.i_out) for path in sc.instructions]
         )
         self.register_buffer("folded", None, persistent=False)
@@ -66,8 +68,8 @@ class TypedLinear(nn.IrrepsLinear):
             blocks.append(m.transpose(0, 1).flatten(1))
         return torch.cat(blocks, 1)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, x: torch.Tensor, sc: Any, v: torch.Tensor, types: torch.Tensor
     ) -> torch.Tensor:
         """``sc(x, v[types])``; ``v [num_types, irreps_in2.dim]``."""
-        return super().forward(x, self.fold(sc, v) if self.folded is None else self.folded, types)
+        return self.map(x, self.fold(sc, v) if self.folded is None else self.folded, types)
