@@ -82,4 +82,5 @@ class NinjaBuild(build_ext):
 setup(
     ext_modules=[Extension("fastmlip._C", sources=[], py_limited_api=True)],
     cmdclass={"build_ext": NinjaBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the extension knows torch, not Python
 )
