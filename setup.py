@@ -27,6 +27,8 @@ KERNELS = sorted({path.stem for path in ROOT.glob("csrc/*.cpp")} - PLAIN)
 TORCH = sorted(path.stem for path in ROOT.glob("csrc/torch/*.cpp"))
 TORCH_ABI = "0x020b000000000000"  # the oldest torch that this binary serves: 2.11
 
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall"]
 FLAGS += ["-Wno-unknown-pragmas", "-fno-math-errno", "-Wno-psabi"]
 # `make sanitize`: an extension that stops at the first access out of bounds or undefined behaviour
@@ -82,5 +84,6 @@ class NinjaBuild(build_ext):
 setup(
     ext_modules=[Extension("fastmlip._C", sources=[], py_limited_api=True)],
     cmdclass={"build_ext": NinjaBuild},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},  # the extension knows torch, not Python
+    # the extension knows torch, not Python; wheels of free-threaded Pythons cannot say so
+    options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -2,9 +2,9 @@
 
 The matrix products that torch runs count as torch's ``FlopCounterMode`` counts them; the formulas
 of fastmlip's operators stand here. They are what the problem needs with each thing done once: the
-rows of the radial network for each pair of edges, forward and backward, whatever a kernel makes
-again. Bytes are the operands and results of fastmlip's operators. What is not a product or a path
-counts no operations.
+rows of a radial network for each pair of edges and those of splines for each edge, forward and
+backward, whatever a kernel makes again. Bytes are the operands and results of fastmlip's operators.
+What is not a product or a path counts no operations.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fastmlip.problem import PATH_FIELDS
+
+KEPT = 10  # which operand of radial_conv_backward_cpu these rows are
 
 
 class Work(NamedTuple):
@@ -45,9 +47,19 @@ class _Counter(TorchDispatchMode):
             self.flops += formula(*args, **(kwargs or {}), out_val=result)
         if function.namespace == "fastmlip":
             self.flops += FORMULAS[function.overloadpacket.__name__](*args)
-            tensors = [t for t in tree_leaves((args, result)) if torch.is_tensor(t)]
+            operands, results = _without_scratch(function.overloadpacket.__name__, args, result)
+            tensors = [t for t in tree_leaves((operands, results)) if torch.is_tensor(t)]
             self.moved += sum(t.numel() * t.element_size() for t in tensors)
         return result
+
+
+def _without_scratch(name: str, operands: Any, results: Any) -> tuple[Any, Any]:
+    """Without the rows that radial_conv keeps from its forward to its backward pass."""
+    if name == "radial_conv_cpu":
+        return operands, results[0]
+    if name == "radial_conv_backward_cpu":
+        return operands[:KEPT] + operands[KEPT + 1 :], results
+    return operands, results
 
 
 def _paths(tables: torch.Tensor) -> int:

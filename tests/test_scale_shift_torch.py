@@ -258,18 +258,35 @@ def test_half_gradients_reach_half_energies():
     assert_close(gradient.float(), inputs.scales[inputs.types].bfloat16().float())
 
 
-def test_a_tensor_that_outlived_its_transform_is_taken():
+def test_a_tensor_that_outlived_its_transform_keeps_its_gradients():
     inputs = leaves(make_inputs(CASES["per type"]))
+    x, *rest = inputs
     left = []
 
     def leak(x):
         left.append(2 * x)
         return left[0].sum()
 
-    torch.func.grad(leak)(inputs[0].detach())
-    values = [
-        torch.autograd.grad(function(x, *inputs[1:]).sum(), inputs[2:])
-        for function, x in ((ops.scale_shift, left[0]), (reference, 2 * inputs[0].detach()))
+    torch.func.grad(leak)(x)
+    gradients = [
+        torch.autograd.grad(function(y, *rest).square().sum(), [x, *rest[1:]])
+        for function, y in ((ops.scale_shift, left[0]), (reference, 2 * x))
     ]
-    for got, want in zip(*values, strict=True):
+    for got, want in zip(*gradients, strict=True):
         assert_close(got, want, 1)
+
+
+def test_a_graph_traced_with_constant_scales_gives_their_gradients_when_they_are_trained():
+    x, types, scales, shifts = leaves(make_inputs(CASES["per type"]))
+
+    def force_loss(function, x, types, scales, shifts):
+        x = x.detach().requires_grad_()
+        energy = function(x, types, scales, shifts).square().sum()
+        return torch.autograd.grad(energy, x, create_graph=True)[0].square().sum()
+
+    frozen = (x.detach(), types, scales.detach(), shifts.detach())
+    graph = traced(partial(force_loss, ops.scale_shift), frozen)
+    got = torch.autograd.grad(graph(x.detach(), types, scales, shifts), (scales, shifts))
+    loss = force_loss(reference, x, types, scales, shifts)
+    for one, want in zip(got, torch.autograd.grad(loss, (scales, shifts)), strict=True):
+        assert_close(one, want, 2)

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -60,12 +61,19 @@ inline Tensor packed(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);  // which costs a dispatch
 }
 
+inline std::optional<Tensor> packed(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(packed(*t)) : std::nullopt;
+}
+
 // Straight through the C interface: a third of the time of a call to aten::new_empty.
 inline Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
   constexpr size_t kMostDims = 4;
-  int64_t strides[kMostDims], numel = 1;
+  int64_t strides[kMostDims], stride = 1, numel = 1;
   expect(sizes.size() <= kMostDims, "expected at most 4 dimensions, got ", sizes.size());
-  for (size_t i = sizes.size(); i-- > 0; numel *= sizes[i]) strides[i] = numel;
+  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes[i])) {
+    strides[i] = stride;  // as torch has them where there is nothing
+    numel *= sizes[i];
+  }
   expect(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Long,
          "expected float32, float64 or int64");
   const auto [code, bytes] = dtype == ScalarType::Float ? std::pair(aoti_torch_dtype_float32(), 4)

@@ -99,7 +99,6 @@ std::tuple<Tensor, Tensor> radial_conv_cpu(const Tensor& x, const Tensor& a, con
   expect(kept_rows >= 0, "kept_rows: expected a number of rows");
   Tensor out = empty({call.nodes, dim_out}, call.x.scalar_type());
   Tensor kept = empty({kept_rows, call.weight.size(1)}, call.x.scalar_type());
-  ask_for_huge_pages(kept.data_ptr(), kept.numel() * kept.element_size());
   auto run = [&](auto kernel, auto t) {
     using T = std::remove_pointer_t<decltype(t.out)>;
     t.out = out.mutable_data_ptr<T>();

@@ -44,18 +44,12 @@ void expect_types(int64_t bad, const Types& types, int64_t num_types) {
   fail("types[", bad, "] = ", value, " is out of range: expected 0 <= type < ", num_types);
 }
 
-// No call to torch where there is nothing to do.
-Tensor flat(const Tensor& t) { return t.is_contiguous() ? t : packed(t); }
-std::optional<Tensor> flat(const std::optional<Tensor>& t) {
-  return t ? std::optional<Tensor>(flat(*t)) : std::nullopt;
-}
-
 Tensor scale_shift_cpu(const Tensor& x_any, const Tensor& types_any,
                        const std::optional<Tensor>& scales_any,
                        const std::optional<Tensor>& shifts_any, bool single) {
-  const Tensor x = flat(x_any), types = flat(types_any);
+  const Tensor x = packed(x_any), types = packed(types_any);
   const int64_t num_atoms = x.dim() ? x.size(0) : 0;
-  const std::optional<Tensor> scales = flat(scales_any), shifts = flat(shifts_any);
+  const std::optional<Tensor> scales = packed(scales_any), shifts = packed(shifts_any);
   const Values s = values("scales", scales), b = values("shifts", shifts);
   const int64_t num_types = std::max(s.count, b.count);
   expect((s.count == 1 || s.count == num_types) && (b.count == 1 || b.count == num_types),
@@ -71,7 +65,7 @@ Tensor scale_shift_cpu(const Tensor& x_any, const Tensor& types_any,
 
 Tensor scale_shift_look_up_cpu(const Tensor& values_any, const Tensor& types_any,
                                int64_t num_atoms) {
-  const Tensor table = flat(values_any), types = flat(types_any);
+  const Tensor table = packed(values_any), types = packed(types_any);
   const Values by_type = values("values", table);
   const Types index = atom_types(types, num_atoms);
   Tensor out = empty({num_atoms, 1}, ScalarType::Double);
@@ -83,7 +77,7 @@ Tensor scale_shift_look_up_cpu(const Tensor& values_any, const Tensor& types_any
 
 std::tuple<Tensor, Tensor> scale_shift_sums_cpu(const Tensor& grad_any, const Tensor& x_any,
                                                 const Tensor& types_any, int64_t num_types) {
-  const Tensor grad = flat(grad_any), x = flat(x_any), types = flat(types_any);
+  const Tensor grad = packed(grad_any), x = packed(x_any), types = packed(types_any);
   const int64_t num_atoms = x.dim() ? x.size(0) : 0;
   expect(num_types > 0, "num_types: expected at least 1");
   const Rows g = rows("grad", grad, num_atoms), in = rows("x", x, num_atoms);

@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 
@@ -19,13 +21,12 @@ class Rung(NamedTuple):
     """An operator and its derivative.
 
     ``save(ctx, inputs, output)`` keeps what ``vjp(rungs, ctx, *grads)`` needs; ``rungs`` are the
-    operators of the ladder by name, for use in the formula. Without both, none of the operands
-    has a gradient.
+    operators of the ladder by name, for use in the formula.
     """
 
     operator: Any
-    save: Callable[..., None] | None = None
-    vjp: Callable[..., Any] | None = None
+    save: Callable[..., None]
+    vjp: Callable[..., Any]
 
 
 def ladder(rungs: dict[str, Rung]) -> dict[str, Callable[..., Any]]:
@@ -33,9 +34,6 @@ def ladder(rungs: dict[str, Rung]) -> dict[str, Callable[..., Any]]:
     operators = {name: rung.operator for name, rung in rungs.items()}
     calls: dict[str, Callable[..., Any]] = {}
     for name, (operator, save, vjp) in rungs.items():
-        if save is None or vjp is None:
-            calls[name] = _constant(operator)
-            continue
         torch.library.register_autograd(operator, partial(vjp, operators), setup_context=save)
         calls[name] = _call(operator, save, partial(vjp, calls))
     return calls
@@ -58,25 +56,20 @@ def _call(operator: Any, save: Callable[..., None], vjp: Callable[..., Any]) -> 
                 f"{operator.name()}: no forward-mode derivatives (torch.func.jvp, dual numbers); "
                 "expected torch.autograd.grad"
             )
-        if _traced():
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return operator(*operands)
-        if torch.is_grad_enabled():
-            # what Eager.apply comes to where no transforms are active, 5 us later
+        # tensors that outlived a transform of torch.func hold the one that has the gradient
+        operands = tuple([unwrap_if_dead(o) if type(o) is Tensor else o for o in operands])
+        if torch.is_grad_enabled() and any(map(_has_gradient, operands)):
+            # the rest of Eager.apply, without its own look at every operand: 3 us less
             return super(torch.autograd.Function, Eager).apply(*operands)
         return _below_autograd(operator, operands)
 
     return call
 
 
-def _constant(operator: Any) -> Callable[..., Any]:
-    def call(*operands):
-        return operator(*operands) if _traced() else _below_autograd(operator, operands)
-
-    return call
-
-
-def _traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+def _has_gradient(operand: Any) -> bool:
+    return isinstance(operand, Tensor) and operand.requires_grad
 
 
 def _below_autograd(operator: Any, operands: tuple) -> Any:

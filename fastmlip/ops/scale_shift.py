@@ -19,7 +19,7 @@ Two operators are each other's derivatives to every order, because ``out`` is li
         d/dx                     = scale_shift(g; h_alpha, none)
 
 On a CPU the gradient of x by constant scales is, where it needs a graph, a product of torch's own
-with ``scale_shift_look_up(scales)[i] = alpha[t_i]``, whose derivative runs without Python.
+with ``scale_shift_look_up_cpu(scales)[i] = alpha[t_i]``, whose derivative runs without Python.
 
 The sums run over fixed blocks of atoms in a fixed order: the same bits in every run and for any
 number of threads.
@@ -213,12 +213,25 @@ def _sums_vjp(rungs, ctx, hscales, hshifts):
     return dgrad, dx, None, None
 
 
+def _save_look_up(ctx, inputs, output) -> None:
+    values, types, _ = inputs
+    ctx.save_for_backward(types)
+    ctx.num_types = values.shape[0]
+
+
+def _look_up_vjp(rungs, ctx, grad):
+    """Asked for where a graph was traced with constant values that are trained later."""
+    (types,) = ctx.saved_tensors
+    return rungs["sums"](grad, grad, types, ctx.num_types)[1], None, None
+
+
 def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
     names = ("scale_shift" + suffix, "scale_shift_sums" + suffix)
     apply, sums = (getattr(torch.ops.fastmlip, name).default for name in names)
     rungs = {"apply": Rung(apply, _save, _vjp), "sums": Rung(sums, _save_sums, _sums_vjp)}
     if suffix:
-        rungs["look_up"] = Rung(torch.ops.fastmlip.scale_shift_look_up_cpu.default)
+        look_up = torch.ops.fastmlip.scale_shift_look_up_cpu.default
+        rungs["look_up"] = Rung(look_up, _save_look_up, _look_up_vjp)
     return ladder(rungs)
 
 

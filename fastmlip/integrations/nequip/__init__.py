@@ -25,34 +25,27 @@ from fastmlip.integrations.nequip import (
     zbl,
 )
 
-Verdict = tuple[str, str]  # status and reason, of the rows of fastmlip.integrations.swap
-
 
 class Swap(NamedTuple):
     """What takes the place of a host class: a module of the class ``fast``, from
     ``make(old, model)``, or ``fast(old)`` where ``make`` is not given.
 
-    ``judge(module, model)`` is None where another row says what becomes of the module."""
+    ``judge(module, model)`` says why a module cannot be swapped, nothing where it can, and is None
+    where another module's row says what becomes of it."""
 
     fast: type
-    judge: Callable[[torch.nn.Module, torch.nn.Module], Verdict | None]
+    judge: Callable[[torch.nn.Module, torch.nn.Module], str | None]
     make: Callable[[torch.nn.Module, torch.nn.Module], torch.nn.Module] | None = None
 
 
-def _unless(unsupported: Callable[[torch.nn.Module], str]) -> Callable[..., Verdict]:
-    """Ready, or kept for the reason that ``unsupported(module)`` gives."""
-
-    def judge(module: torch.nn.Module, model: torch.nn.Module) -> Verdict:
-        reason = unsupported(module)
-        return ("kept", reason) if reason else ("ready", "")
-
-    return judge
+def _by_itself(unsupported: Callable[[torch.nn.Module], str]) -> Callable[..., str]:
+    return lambda module, model: unsupported(module)
 
 
 SWAPS = {
     "TensorProductScatter": Swap(
         tensor_product_scatter.FastTensorProductScatter,
-        _unless(tensor_product_scatter.unsupported),
+        _by_itself(tensor_product_scatter.unsupported),
     ),
     "InteractionBlock": Swap(
         interaction_block.FastInteractionBlock, interaction_block.judge, interaction_block.replace
@@ -66,17 +59,17 @@ SWAPS = {
     ),
     "PerTypeScaleShift": Swap(
         per_type_scale_shift.FastPerTypeScaleShift,
-        _unless(per_type_scale_shift.unsupported),
+        _by_itself(per_type_scale_shift.unsupported),
         per_type_scale_shift.replace,
     ),
-    "Gate": Swap(gate.FastGate, _unless(gate.unsupported), gate.replace),
-    "ZBL": Swap(zbl.FastZBL, _unless(zbl.unsupported)),
+    "Gate": Swap(gate.FastGate, _by_itself(gate.unsupported), gate.replace),
+    "ZBL": Swap(zbl.FastZBL, _by_itself(zbl.unsupported)),
 }
 # modules of fastmlip.nn that a config can name itself count as swapped
 FAST = (*(swap.fast for swap in SWAPS.values()), nn.Gate, nn.PerTypeScaleShift, nn.ZBL)
 
 
-def judge(module: torch.nn.Module, model: torch.nn.Module) -> Verdict | None:
+def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | None:
     """``(status, reason)`` of a module of ``model`` that this folder knows, None for any other."""
     if isinstance(module, FAST):
         return "swapped", getattr(module, "remark", "")
@@ -85,8 +78,12 @@ def judge(module: torch.nn.Module, model: torch.nn.Module) -> Verdict | None:
     if host is None or name.startswith("_"):  # _ZBL is a part of ZBL
         return None
     if name != host:
-        return "kept", f"{name} is another accelerated kernel already"
-    return SWAPS[host].judge(module, model)
+        other = "kept", f"{name} is another accelerated kernel already"
+        return None if host in edge_embedding.PARTS else other
+    reason = SWAPS[host].judge(module, model)
+    if reason is None:
+        return None
+    return ("kept", reason) if reason else ("ready", "")
 
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:

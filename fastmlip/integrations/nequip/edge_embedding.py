@@ -137,15 +137,15 @@ PARTS = {
 }
 
 
-def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | None:
-    """``(status, reason)`` of a module of a chain, or of one that misses its chain."""
+def judge(module: torch.nn.Module, model: torch.nn.Module) -> str | None:
+    """Why a module of a chain cannot be swapped, empty where it can; None for one that matters only
+    in a chain."""
     if any(module is part for chain in chains(model) for part in chain):
-        return "ready", ""
+        return ""
     if type(module).__name__ != "BesselEdgeLengthEncoding":
         return None  # cheap by itself, or its harmonics are swapped
-    if reason := _unsupported_bessel(module):
-        return "kept", reason
-    return "kept", "it does not follow an EdgeLengthNormalizer that fastmlip knows"
+    reason = "it does not follow an EdgeLengthNormalizer that fastmlip knows"
+    return _unsupported_bessel(module) or reason
 
 
 def replace(module: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
@@ -248,10 +248,9 @@ def unsupported_harmonics(module: Any) -> str:
     return "" if module._lmax <= L_MAX else f"its degrees go beyond {L_MAX}"
 
 
-def judge_harmonics(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | None:
-    """``(status, reason)`` of e3nn's ``SphericalHarmonics``, None in a chain that computes it."""
+def judge_harmonics(module: torch.nn.Module, model: torch.nn.Module) -> str | None:
+    """:func:`unsupported_harmonics`, None in a chain that computes them."""
     owners = [c.harmonics for c in chains(model) if c.harmonics is not None]
     if any(getattr(owner, "sh", None) is module for owner in owners):
         return None
-    reason = unsupported_harmonics(module)
-    return ("kept", reason) if reason else ("ready", "")
+    return unsupported_harmonics(module)

@@ -52,7 +52,9 @@ class FastInteractionBlock(Derived):
         """For the summary."""
         if self.spline is None:
             trained = any(parameter.requires_grad for parameter in self.parameters())
-            return "for training; requires_grad_(False) makes inference faster" if trained else ""
+            return (
+                "for training; requires_grad_(False): faster inference on a CPU" if trained else ""
+            )
         error = self.table_metadata["fastmlip_table_max_force_error"]
         return f"tabulated: {self.spline.intervals} intervals, max |dF| {error} eV/Angstrom"
 
@@ -89,16 +91,15 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     return new
 
 
-def judge(module: Any, model: torch.nn.Module) -> tuple[str, str] | None:
-    """``(status, reason)`` of an ``InteractionBlock``; None where its tensor product cannot be
-    swapped, the row of which says why."""
+def judge(module: Any, model: torch.nn.Module) -> str | None:
+    """Why an ``InteractionBlock`` cannot be swapped, empty where it can; None where its tensor
+    product cannot, the row of which says why."""
     product: Any = getattr(module, "tp_scatter", None)
     if not isinstance(product, tensor_product_scatter.FastTensorProductScatter):
         known = type(product).__name__ == "TensorProductScatter"
         if not known or tensor_product_scatter.unsupported(product):
             return None
-    reason = unsupported(module)
-    return ("kept", reason) if reason else ("ready", "")
+    return unsupported(module)
 
 
 def unsupported(module: torch.nn.Module) -> str:
