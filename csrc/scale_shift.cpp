@@ -6,12 +6,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "simd.h"
+
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
 
 constexpr int64_t kBlock = 512;   // atoms whose types are checked before they are used
 constexpr int64_t kChunk = 8192;  // atoms of one partial sum, whatever the number of threads
-constexpr int64_t kLanes = 4;     // sums that run side by side: one alone waits for its own result
+constexpr int64_t kSums = 4;      // sums that run side by side: one alone waits for its own result
 
 // f(a tag of the dtype) and the like: one branch a call, none in the loops.
 template <class F>
@@ -55,14 +57,53 @@ void apply_single(const X* x, double scale, double shift, Out* out, int64_t begi
   for (int64_t i = begin; i < end; ++i) out[i] = static_cast<Out>(scale * x[i] + shift);
 }
 
+using V = Vec<double>;
+typedef int64_t Ints __attribute__((vector_size(FASTMLIP_VECTOR_BYTES)));
+
+// The next lanes of `from`, converted to those of To; a vector of half the size where they are
+// 32 bits wide.
+template <class To, class From>
+inline To load_as(const From* from) {
+  typedef From Lanes __attribute__((vector_size(sizeof(From) * kLanes<double>)));
+  Lanes lanes;
+  std::memcpy(&lanes, from, sizeof(lanes));
+  return __builtin_convertvector(lanes, To);
+}
+
+template <class Out>
+inline void store_as(Out* to, V v) {
+  typedef Out Lanes __attribute__((vector_size(sizeof(Out) * kLanes<double>)));
+  const Lanes lanes = __builtin_convertvector(v, Lanes);
+  std::memcpy(to, &lanes, sizeof(lanes));
+}
+
+// The values of up to kMost types in two registers.
+struct Table {
+  static constexpr int64_t kMost = 2 * kLanes<double>;
+  V low, high;
+
+  explicit Table(Values values) {
+    for (int64_t t = 0; t < kMost; ++t)
+      (t < kLanes<double> ? low : high)[t % kLanes<double>] =
+          values.data[values.count == 1 ? 0 : std::min(t, values.count - 1)];
+  }
+  V of(Ints types) const { return __builtin_shuffle(low, high, types); }
+};
+
 template <bool kScales, bool kShifts, class X, class Index, class Out>
 int64_t apply_typed(const X* x, const Index* types, Values scales, Values shifts, int64_t num_types,
                     Out* out, int64_t begin, int64_t end) {
+  const Table scale_of(scales), shift_of(shifts);
   for (int64_t from = begin; from < end; from += kBlock) {
     const int64_t to = std::min(from + kBlock, end);
     const int64_t bad = first_bad(types, from, to, num_types);
     if (bad >= 0) return bad;
-    for (int64_t i = from; i < to; ++i)
+    int64_t i = from;
+    for (; num_types <= Table::kMost && i + kLanes<double> <= to; i += kLanes<double>) {
+      const Ints type = load_as<Ints>(types + i);
+      store_as(out + i, scale_of.of(type) * load_as<V>(x + i) + shift_of.of(type));
+    }
+    for (; i < to; ++i)
       out[i] = static_cast<Out>(scales.data[kScales ? types[i] : 0] * x[i] +
                                 shifts.data[kShifts ? types[i] : 0]);
   }
@@ -104,25 +145,6 @@ int64_t apply(Rows x, Types types, Values scales, Values shifts, Rows out, int64
   return bad.get();
 }
 
-int64_t look_up(Types types, Values values, double* out, int64_t num_atoms,
-                ParallelFor parallel_for, int64_t threads) {
-  FirstBad bad;
-  auto part = [&](int64_t p) {
-    const int64_t end = num_atoms * (p + 1) / threads;
-    with_index(types.narrow, [&](auto index_tag) {
-      const auto* index = static_cast<const decltype(index_tag)*>(types.data);
-      for (int64_t from = num_atoms * p / threads; from < end; from += kBlock) {
-        const int64_t to = std::min(from + kBlock, end);
-        const int64_t position = first_bad(index, from, to, values.count);
-        if (position >= 0) return bad.report(position);
-        for (int64_t i = from; i < to; ++i) out[i] = values.data[index[i]];
-      }
-    });
-  };
-  run(parallel_for, threads, part);
-  return bad.get();
-}
-
 // Adds g x and g of [begin, end) to sums[type][2]; lane l takes the atoms begin + l, + 4, + 8, ..
 template <bool kTyped, class G, class X, class Index>
 int64_t sum_chunk(const G* grad, const X* x, const Index* types, int64_t num_types, double* lanes,
@@ -136,9 +158,9 @@ int64_t sum_chunk(const G* grad, const X* x, const Index* types, int64_t num_typ
     sum[1] += static_cast<double>(grad[i]);
   };
   int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes)
-    for (int64_t lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
-  for (; i < end; ++i) add(i, i % kLanes);
+  for (; i + kSums <= end; i += kSums)
+    for (int64_t lane = 0; lane < kSums; ++lane) add(i + lane, lane);
+  for (; i < end; ++i) add(i, i % kSums);
   return -1;
 }
 
@@ -149,7 +171,7 @@ int64_t sum(Rows grad, Rows x, Types types, double* dscales, double* dshifts, in
   std::vector<double> partial(chunks * stride);
   FirstBad bad;
   auto part = [&](int64_t p) {
-    std::vector<double> lanes(kLanes * stride);
+    std::vector<double> lanes(kSums * stride);
     for (int64_t c = chunks * p / threads; c < chunks * (p + 1) / threads; ++c) {
       const int64_t begin = c * kChunk, end = std::min(begin + kChunk, num_atoms);
       std::fill(lanes.begin(), lanes.end(), 0.0);
@@ -189,6 +211,6 @@ int64_t sum(Rows grad, Rows x, Types types, double* dscales, double* dshifts, in
 }  // namespace
 
 extern const ScaleShift scale_shift;
-const ScaleShift scale_shift = {apply, look_up, sum};
+const ScaleShift scale_shift = {apply, sum};
 
 }  // namespace fastmlip::FASTMLIP_ISA

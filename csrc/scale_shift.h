@@ -27,9 +27,6 @@ struct ScaleShift {
   // -1.
   int64_t (*apply)(Rows x, Types types, Values scales, Values shifts, Rows out, int64_t num_atoms,
                    ParallelFor, int64_t threads);
-  // out[i] = values[types[i]]; returns as apply does.
-  int64_t (*look_up)(Types types, Values values, double* out, int64_t num_atoms, ParallelFor,
-                     int64_t threads);
   // sums[2 * t] = sum of grad[i] * x[i], sums[2 * t + 1] = sum of grad[i], over atoms of type t;
   // the order of a sum depends on num_atoms only. Returns as apply does.
   int64_t (*sum)(Rows grad, Rows x, Types types, double* dscales, double* dshifts,

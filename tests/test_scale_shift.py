@@ -195,8 +195,6 @@ def test_a_type_out_of_range_is_refused_by_its_position(at, dtype, bad):
         OP.op(*inputs, PER_TYPE.problem)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.fastmlip.scale_shift_sums_cpu(inputs.x, inputs.x, inputs.types, 5)
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.fastmlip.scale_shift_look_up_cpu(inputs.scales, inputs.types, 40_003)
     inputs.types[at] = 0
     inputs.types[-1] = bad  # of a ghost: never read
     assert OP.op(*inputs, PER_TYPE.problem).isfinite().all()

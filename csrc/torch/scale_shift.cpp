@@ -1,4 +1,4 @@
-// fastmlip::scale_shift_cpu, fastmlip::scale_shift_look_up_cpu and fastmlip::scale_shift_sums_cpu.
+// fastmlip::scale_shift_cpu and fastmlip::scale_shift_sums_cpu.
 #include "../scale_shift.h"
 
 #include <algorithm>
@@ -63,18 +63,6 @@ Tensor scale_shift_cpu(const Tensor& x_any, const Tensor& types_any,
   return out;
 }
 
-Tensor scale_shift_look_up_cpu(const Tensor& values_any, const Tensor& types_any,
-                               int64_t num_atoms) {
-  const Tensor table = packed(values_any), types = packed(types_any);
-  const Values by_type = values("values", table);
-  const Types index = atom_types(types, num_atoms);
-  Tensor out = empty({num_atoms, 1}, ScalarType::Double);
-  expect_types(scale_shift().look_up(index, by_type, out.mutable_data_ptr<double>(), num_atoms,
-                                     parallel_for, parts(num_atoms >> 14)),
-               index, by_type.count);
-  return out;
-}
-
 std::tuple<Tensor, Tensor> scale_shift_sums_cpu(const Tensor& grad_any, const Tensor& x_any,
                                                 const Tensor& types_any, int64_t num_types) {
   const Tensor grad = packed(grad_any), x = packed(x_any), types = packed(types_any);
@@ -98,7 +86,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
       "scale_shift_cpu(Tensor x, Tensor types, Tensor? scales, Tensor? shifts, bool single) -> "
       "Tensor");
-  m.def("scale_shift_look_up_cpu(Tensor values, Tensor types, SymInt num_atoms) -> Tensor");
   m.def(
       "scale_shift_sums_cpu(Tensor grad, Tensor x, Tensor types, SymInt num_types) -> (Tensor, "
       "Tensor)");
@@ -106,6 +93,5 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {
   m.impl("scale_shift_cpu", TORCH_BOX(&fastmlip::scale_shift_cpu));
-  m.impl("scale_shift_look_up_cpu", TORCH_BOX(&fastmlip::scale_shift_look_up_cpu));
   m.impl("scale_shift_sums_cpu", TORCH_BOX(&fastmlip::scale_shift_sums_cpu));
 }

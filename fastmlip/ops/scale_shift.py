@@ -18,9 +18,6 @@ Two operators are each other's derivatives to every order, because ``out`` is li
         d/dg                     = scale_shift(x; h_alpha, h_E0)
         d/dx                     = scale_shift(g; h_alpha, none)
 
-On a CPU the gradient of x by constant scales is, where it needs a graph, a product of torch's own
-with ``scale_shift_look_up_cpu(scales)[i] = alpha[t_i]``, whose derivative runs without Python.
-
 The sums run over fixed blocks of atoms in a fixed order: the same bits in every run and for any
 number of threads.
 """
@@ -167,12 +164,11 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _vjp(rungs, ctx, grad):
-    sums = rungs["sums"]
+    apply, sums = rungs["apply"], rungs["sums"]
     x, types, scales = ctx.saved_tensors
     to_x, _, to_scales, to_shifts, *_ = ctx.needs_input_grad
-    dx = dscales = dshifts = None
-    if to_x:
-        dx = _scaled(rungs, grad, types, scales, ctx.single)
+    dx = apply(grad, types, scales, None, ctx.single) if to_x else None
+    dscales = dshifts = None
     if to_scales:
         dscales, dshifts = sums(grad, x, types, scales.shape[0])
     if not to_shifts:
@@ -180,18 +176,6 @@ def _vjp(rungs, ctx, grad):
     elif not to_scales or _is_one(scales.shape[0]) != _is_one(ctx.num_shifts):
         dshifts = sums(grad, grad, types, ctx.num_shifts)[1]
     return dx, None, dscales, dshifts, None
-
-
-def _scaled(rungs, grad, types, scales, single):
-    """``scale_shift(grad; scales, none)``. On a CPU and by constant scales, a graph of it is a
-    product of torch's own, whose derivative runs without Python."""
-    constant = scales is not None and not scales.requires_grad
-    if not (constant and "look_up" in rungs and torch.is_grad_enabled()):
-        return rungs["apply"](grad, types, scales, None, single)
-    if not _is_one(scales.shape[0]):
-        scales = rungs["look_up"](scales, types, grad.shape[0])
-    product = grad * (scales if grad.dim() == 2 else scales.squeeze(1))
-    return product.float() if single else product
 
 
 def _is_one(size) -> bool:
@@ -213,26 +197,10 @@ def _sums_vjp(rungs, ctx, hscales, hshifts):
     return dgrad, dx, None, None
 
 
-def _save_look_up(ctx, inputs, output) -> None:
-    values, types, _ = inputs
-    ctx.save_for_backward(types)
-    ctx.num_types = values.shape[0]
-
-
-def _look_up_vjp(rungs, ctx, grad):
-    """Asked for where a graph was traced with constant values that are trained later."""
-    (types,) = ctx.saved_tensors
-    return rungs["sums"](grad, grad, types, ctx.num_types)[1], None, None
-
-
 def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
     names = ("scale_shift" + suffix, "scale_shift_sums" + suffix)
     apply, sums = (getattr(torch.ops.fastmlip, name).default for name in names)
-    rungs = {"apply": Rung(apply, _save, _vjp), "sums": Rung(sums, _save_sums, _sums_vjp)}
-    if suffix:
-        look_up = torch.ops.fastmlip.scale_shift_look_up_cpu.default
-        rungs["look_up"] = Rung(look_up, _save_look_up, _look_up_vjp)
-    return ladder(rungs)
+    return ladder({"apply": Rung(apply, _save, _vjp), "sums": Rung(sums, _save_sums, _sums_vjp)})
 
 
 _TRITON = _CPP = _ladder("")
@@ -248,7 +216,3 @@ if backend.load_extension() is None:
     def _(grad, x, types, num_types):
         shape, dtype = (num_types, 1), torch.float64
         return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
-
-    @torch.library.register_fake("fastmlip::scale_shift_look_up_cpu")
-    def _(values, types, num_atoms):
-        return values.new_empty((num_atoms, 1))
