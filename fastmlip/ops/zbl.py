@@ -167,7 +167,8 @@ def reference(
 ) -> Tensor:
     """The formula of this page; differentiable by torch's own autograd to any order."""
     num_nodes = atom_types.shape[0] if num_nodes is None else num_nodes
-    r = edge_length.double().clamp(min=R_MIN)
+    r = edge_length.double()
+    r = torch.where(r < R_MIN, R_MIN, r)  # versions of torch differ on clamp's slope at R_MIN
     a, charges, s = _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff)
     psi = sum(c * torch.exp(-d * a * r) for c, d in SCREENING)
     t = (r * s).clamp(max=1.0)
