@@ -63,7 +63,7 @@ def _without_scratch(name: str, operands: Any, results: Any) -> tuple[Any, Any]:
 
 
 def _paths(tables: torch.Tensor) -> int:
-    """Of an edge, as ``ConvProblem.flops_per_edge`` counts it."""
+    """Of an edge, as ``TensorProductProblem.flops_per_edge`` counts it."""
     blocks1, _, blocks3, paths, *_ = tables[:6].tolist()
     begin, fields = 6 + 2 * (blocks1 + blocks3), len(PATH_FIELDS)
     rows = tables[begin : begin + paths * fields].view(paths, fields)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -58,7 +59,6 @@ void apply_single(const X* x, double scale, double shift, Out* out, int64_t begi
 }
 
 using V = Vec<double>;
-typedef int64_t Ints __attribute__((vector_size(FASTMLIP_VECTOR_BYTES)));
 
 // The next lanes of `from`, converted to those of To; a vector of half the size where they are
 // 32 bits wide.
@@ -85,9 +85,9 @@ struct Table {
   explicit Table(Values values) {
     for (int64_t t = 0; t < kMost; ++t)
       (t < kLanes<double> ? low : high)[t % kLanes<double>] =
-          values.data[values.count == 1 ? 0 : std::min(t, values.count - 1)];
+          values.data[std::min(t, values.count - 1)];
   }
-  V of(Ints types) const { return __builtin_shuffle(low, high, types); }
+  V of(Vec<int64_t> types) const { return __builtin_shuffle(low, high, types); }
 };
 
 template <bool kScales, bool kShifts, class X, class Index, class Out>
@@ -100,7 +100,7 @@ int64_t apply_typed(const X* x, const Index* types, Values scales, Values shifts
     if (bad >= 0) return bad;
     int64_t i = from;
     for (; num_types <= Table::kMost && i + kLanes<double> <= to; i += kLanes<double>) {
-      const Ints type = load_as<Ints>(types + i);
+      const auto type = load_as<Vec<int64_t>>(types + i);
       store_as(out + i, scale_of.of(type) * load_as<V>(x + i) + shift_of.of(type));
     }
     for (; i < to; ++i)

@@ -12,8 +12,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch._C._functorch import unwrap_if_dead
 from torch.autograd import forward_ad
 
 
@@ -58,18 +56,11 @@ def _call(operator: Any, save: Callable[..., None], vjp: Callable[..., Any]) -> 
             )
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return operator(*operands)
-        # tensors that outlived a transform of torch.func hold the one that has the gradient
-        operands = tuple([unwrap_if_dead(o) if type(o) is Tensor else o for o in operands])
-        if torch.is_grad_enabled() and any(map(_has_gradient, operands)):
-            # the rest of Eager.apply, without its own look at every operand: 3 us less
-            return super(torch.autograd.Function, Eager).apply(*operands)
+        if torch.is_grad_enabled():
+            return Eager.apply(*operands)
         return _below_autograd(operator, operands)
 
     return call
-
-
-def _has_gradient(operand: Any) -> bool:
-    return isinstance(operand, Tensor) and operand.requires_grad
 
 
 def _below_autograd(operator: Any, operands: tuple) -> Any:

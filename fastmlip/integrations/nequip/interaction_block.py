@@ -51,17 +51,15 @@ class FastInteractionBlock(Derived):
     def remark(self: Any) -> str:
         """For the summary."""
         if self.spline is None:
-            trained = any(parameter.requires_grad for parameter in self.parameters())
-            return (
-                "for training; requires_grad_(False): faster inference on a CPU" if trained else ""
-            )
+            text = "for training; requires_grad_(False): faster inference on a CPU"
+            return text if _trainable(self) else ""
         error = self.table_metadata["fastmlip_table_max_force_error"]
         return f"tabulated: {self.spline.intervals} intervals, max |dF| {error} eV/Angstrom"
 
     def forward(self: Any, data: Data) -> Data:
         """``data`` with new node features."""
         x = data["node_features"]
-        trainable = any(parameter.requires_grad for parameter in self.parameters())
+        trainable = _trainable(self)
         if self.spline is not None:
             if trainable:
                 raise RuntimeError(
@@ -72,6 +70,10 @@ class FastInteractionBlock(Derived):
         if trainable or backend.choose(x) != "cpp" or torch.is_autocast_enabled(x.device.type):
             return super().forward(data)  # type: ignore[misc]
         return _frozen(self, data)
+
+
+def _trainable(block: Any) -> bool:
+    return any(parameter.requires_grad for parameter in block.parameters())
 
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
