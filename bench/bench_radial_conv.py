@@ -36,7 +36,9 @@ def _function(kind, problem, edge_dst, edge_src, chosen, hidden):
         )  # fmt: skip
 
     def plain(x, edge_attr, radial, weight):
-        edge_weight = edge_weights(radial, weight, **named)
+        edge_weight = edge_weights(
+            radial, weight, **named, weight_numel=problem.product.weight_numel
+        )
         return ops.tensor_product_conv(
             x, edge_attr, edge_weight, edge_dst, edge_src, problem.product, tables
         )

@@ -74,7 +74,7 @@ def _radial(radial, weight, hidden, edge_pair, first_row) -> int:
     """The rows of ``w`` of all edges or pairs, or the gradient of ``radial`` from theirs."""
     rows = radial.shape[0] if edge_pair is None else edge_pair.unique().numel()
     if first_row is not None:
-        return 2 * rows * radial.shape[1] * weight.shape[1]
+        return 2 * rows * 6 * weight.shape[0] * weight.shape[2]
     return 2 * rows * (weight.numel() + (0 if hidden is None else hidden.numel()))
 
 

@@ -4,11 +4,11 @@
 //   a product radial @ weight   is made for a chunk of nodes at a time, a pair's row once, with the
 //                               hidden layers in front of it; its gradient is summed over the pair
 //                               before it goes back through weight and the layers
-//   a band of weight            (splines) is made for a batch of edges, bands.h
+//   a spline                    is evaluated for a batch of edges, spline.h
 #include "radial_conv.h"
 
-#include "bands.h"
 #include "radial_network.h"
+#include "spline.h"
 
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
@@ -211,8 +211,8 @@ void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* t
                             parallel_for, threads);
   };
   if (t.first_row) {
-    const BandTable<T> table(t, numel);
-    return receive([&] { return BandRows<T>(t, table); }, 0, nodes);
+    const SplineTable<T> table(t, numel, parallel_for, threads);
+    return receive([&] { return SplineRows<T>(t, table); }, 0, nodes);
   }
   const KeptRows kept(t, order);
   const bool keep = !kept.row.empty();
@@ -248,8 +248,8 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
                          begin, end, parallel_for, threads);
   };
   if (t.first_row) {
-    const BandTable<T> table(t, numel);
-    return send([&] { return BandRows<T>(t, table); }, 0, nodes);
+    const SplineTable<T> table(t, numel, parallel_for, threads);
+    return send([&] { return SplineRows<T>(t, table); }, 0, nodes);
   }
   std::fill_n(t.dradial, order.num_edges * t.inputs, T(0));
   const Transposed<T> transposed(t, numel);

@@ -5,14 +5,16 @@
 
 namespace fastmlip {
 
+constexpr int64_t kSplineBlock = 64;  // columns of a block of a spline's table
+
 // Row-major tensors; a pointer that a kernel does not use is null. Of edge_pair and first_row one
-// or none is given.
+// or none is given; with first_row, weight is the table of a spline.
 template <class T>
 struct RadialTensors {
   const T *x, *edge_attr, *radial, *weight, *hidden, *grad;
   const int64_t *edge_pair, *first_row;
-  int64_t inputs;  // columns of radial
-  int64_t weight_rows;
+  int64_t inputs;        // columns of radial
+  int64_t weight_rows;   // of the table
   int64_t width, depth;  // of the hidden layers
   T* kept;               // rows of edge_weight that the forward pass leaves to the backward pass
   int64_t kept_rows;     // room for them

@@ -32,7 +32,7 @@ def test_the_work_of_a_convolution_is_that_of_its_paths_and_rows(name):
     run()  # makes the Clebsch-Gordan coefficients, with products of their own
     counted = work.count(run)
     rows = {"edge_pair": inputs.chosen.unique().numel()}.get(case.problem.kind, 56)
-    each = case.problem.width if case.problem.kind == "first_row" else case.problem.rows
+    each = 6 if case.problem.kind == "first_row" else case.problem.rows
     made = each * case.problem.product.weight_numel
     made += inputs.hidden.numel() if case.problem.depth else 0
     paths = 56 * case.problem.product.flops_per_edge

@@ -84,19 +84,20 @@ def test_kept_rows_give_what_rows_made_again_give(name, room):
     product, order = named["problem"], ops.edge_order(inputs.edge_dst, inputs.edge_src, 7)
     operands = [*inputs[:3], *(named[k] for k in ("weight", "hidden", "edge_pair", "first_row"))]
     operands += [order, product.tables()]
-    out, kept = torch.ops.fastmlip.radial_conv_cpu(*operands, product.dim_out, 120)
+    sizes = (product.dim_out, product.weight_numel)
+    out, kept = torch.ops.fastmlip.radial_conv_cpu(*operands, *sizes, 120)
     if room != "all":
         kept = kept[: 3 if room == "too little" else 0].contiguous().fill_(float("nan"))
     assert_close(out, OP.reference(*inputs, problem=case.problem), 1)
     grad = torch.randn_like(out)
-    got = torch.ops.fastmlip.radial_conv_backward_cpu(grad, *operands, kept, product.dim_out)
+    got = torch.ops.fastmlip.radial_conv_backward_cpu(grad, *operands, kept, *sizes)
     leaves = [t.clone().requires_grad_() for t in inputs[:3]]
     value = OP.reference(*leaves, *inputs[3:], problem=case.problem)
     for one, other in zip(got, torch.autograd.grad(value, leaves, grad), strict=True):
         assert_close(one, other, 2)
 
 
-@pytest.mark.parametrize("name", ["own weights", "cubic spline"])
+@pytest.mark.parametrize("name", ["own weights", "one interval, spline"])
 def test_other_backends_agree(name):
     case = OP.cases[name]
     inputs = OP.make_inputs(case)
@@ -105,7 +106,7 @@ def test_other_backends_agree(name):
         assert_close(OP.op(*inputs, problem=case.problem), want, 1, name)
 
 
-@pytest.mark.parametrize("name", ["deep network", "cubic spline"])
+@pytest.mark.parametrize("name", ["deep network", "one interval, spline"])
 def test_gradients_of_weights(name):
     """Composed of other operators, the first and the second ones."""
     case = OP.cases[name]
@@ -124,11 +125,11 @@ def test_gradients_of_weights(name):
         assert_close(got.value, want.value, got.order + 1, got.name)
 
 
-@pytest.mark.parametrize("name", ["deep network", "one weight, pairs", "cubic spline"])
+@pytest.mark.parametrize("name", ["deep network", "one weight, pairs", "one interval, spline"])
 def test_strides_and_graphs(name):
     case = OP.cases[name]
     inputs = OP.make_inputs(case)
-    strided = [t.repeat_interleave(2, 0)[::2] if t.dim() == 1 else t.t().contiguous().t()
+    strided = [t.repeat_interleave(2, 0)[::2] if t.dim() == 1 else t.mT.contiguous().mT
                for t in inputs]  # fmt: skip
     tables = case.problem.product.tables()
 
@@ -154,7 +155,7 @@ def test_strides_and_graphs(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["deep network", "one weight, pairs", "cubic spline", "own weights"]
+    "name", ["deep network", "one weight, pairs", "one interval, spline", "own weights"]
 )
 def test_opcheck(name):
     case = OP.cases[name]
@@ -164,12 +165,13 @@ def test_opcheck(name):
     order = ops.edge_order(inputs.edge_dst, inputs.edge_src, inputs.x.shape[0])
     rest = [named[name] for name in ("weight", "hidden", "edge_pair", "first_row")]
     rest += [order, product.tables()]
+    sizes = (product.dim_out, product.weight_numel)
     leaves = [t.requires_grad_() for t in inputs[:3]]
     forward, kept = torch.ops.fastmlip.radial_conv_cpu, inputs.x.new_empty(0, product.weight_numel)
-    torch.library.opcheck(forward, (*leaves, *rest, product.dim_out, 0))  # kept rows have gaps
+    torch.library.opcheck(forward, (*leaves, *rest, *sizes, 0))  # kept rows have gaps
     grad = torch.randn(3, product.dim_out, dtype=inputs.x.dtype, requires_grad=True)
     torch.library.opcheck(
-        torch.ops.fastmlip.radial_conv_backward_cpu, (grad, *leaves, *rest, kept, product.dim_out)
+        torch.ops.fastmlip.radial_conv_backward_cpu, (grad, *leaves, *rest, kept, *sizes)
     )
 
 
@@ -189,17 +191,33 @@ ARGUMENTS = ("x", "edge_attr", "radial", "weight", "edge_dst", "edge_src")
         ({"edge_dst": torch.zeros(56)}, TypeError, "edge_dst: expected int32"),
         ({"edge_pair": torch.zeros(56)}, TypeError, "edge_pair: expected int64"),
         ({"edge_pair": torch.full((56,), 56)}, RuntimeError, "edge_pair: out of range"),
-        ({"first_row": torch.ones(56, dtype=torch.int64)}, RuntimeError, "first_row: out of range"),
-        ({"edge_pair": torch.zeros(56, dtype=torch.int64),
-          "first_row": torch.zeros(56, dtype=torch.int64)}, ValueError, "one of them"),
+        ({"first_row": torch.zeros(56, dtype=torch.int64)}, ValueError,
+         "weight: expected the table"),
         ({"edge_src": torch.full((56,), 3)}, RuntimeError, "edge_src"),
         ({"hidden": torch.zeros(12, dtype=torch.float64)}, ValueError, "hidden: expected 13 x 13"),
         ({"hidden": torch.zeros(169)}, TypeError, "hidden: expected torch.float64"),
-        ({"hidden": torch.zeros(169, dtype=torch.float64),
-          "first_row": torch.zeros(56, dtype=torch.int64)}, ValueError, "one of them"),
     ],
 )  # fmt: skip
 def test_bad_arguments(changes, error, message):
     operands = dict(zip(ARGUMENTS, OP.make_inputs(CASE), strict=False)) | changes
     with pytest.raises(error, match=message):
         ops.radial_conv(**operands, problem=CASE.problem.product)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"first_row": torch.full((56,), 1)}, RuntimeError, "first_row: out of range"),
+        ({"first_row": torch.full((56,), -1)}, RuntimeError, "first_row: out of range"),
+        ({"radial": torch.zeros(56, 6, dtype=torch.float64)}, ValueError, "radial: expected shape"),
+        ({"weight": torch.zeros(1, 5, 64, dtype=torch.float64)}, ValueError, "at least 6 rows"),
+        ({"weight": torch.zeros(2, 6, 64, dtype=torch.float64)}, ValueError, "expected the table"),
+        ({"hidden": torch.zeros(6, dtype=torch.float64)}, ValueError, "one of them"),
+        ({"edge_pair": torch.zeros(56, dtype=torch.int64)}, ValueError, "one of them"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_of_splines(changes, error, message):
+    case = OP.cases["one interval, spline"]
+    operands = OP.arguments(OP.make_inputs(case), case) | changes
+    with pytest.raises(error, match=message):
+        ops.radial_conv(**operands)

@@ -20,11 +20,11 @@ struct Call {
   Maybe hidden, pair, first;
   Tensor order;
   const int64_t* tables;
-  int64_t nodes, edges, dim_out;
+  int64_t nodes, edges, dim_out, weight_numel;
 
   Call(const Tensor& x_any, const Tensor& a_any, const Tensor& radial_any, const Tensor& weight_any,
        const Maybe& hidden_any, const Maybe& edge_pair, const Maybe& first_row,
-       const Tensor& order_any, const Tensor& tables_any, int64_t dim_out)
+       const Tensor& order_any, const Tensor& tables_any, int64_t dim_out, int64_t weight_numel)
       : x(packed(x_any)),
         a(packed(a_any)),
         radial(packed(radial_any)),
@@ -36,26 +36,38 @@ struct Call {
         tables(tables_any.const_data_ptr<int64_t>()),
         nodes(x.dim() ? x.size(0) : 0),
         edges(a.dim() ? a.size(0) : 0),
-        dim_out(dim_out) {
+        dim_out(dim_out),
+        weight_numel(weight_numel) {
     const TableSizes sizes = check_tables(tables_any);
     expect(sizes.dim3 == dim_out, "dim_out: not the columns of this problem");
+    expect(sizes.weight_numel == weight_numel, "weight_numel: not that of this problem");
     expect_shape("x", x, nodes, sizes.dim1);
     expect_shape("edge_attr", a, edges, sizes.dim2);
     expect(radial.dim() == 2 && radial.size(0) == edges, "radial: expected a row for each edge");
-    expect(weight.dim() == 2 && weight.size(1) == sizes.weight_numel,
-           "weight: expected weight_numel columns");
     expect(!pair || !first, "edge_pair and first_row: give one of them at most");
     expect(!hidden || !first, "hidden and first_row: give one of them at most");
+    first ? check_spline() : check_network();
+    check_index("edge_pair", pair, edges);
+    check_order(order, nodes, edges);
+  }
+
+  void check_spline() const {
+    const int64_t blocks = std::max<int64_t>(1, (weight_numel + kSplineBlock - 1) / kSplineBlock);
+    expect(weight.dim() == 3 && weight.size(0) == blocks && weight.size(2) == kSplineBlock,
+           "weight: expected the table of weight_numel columns");
+    expect(radial.size(1) == 1, "radial: expected one column");
+    check_index("first_row", first, weight.size(1) - 5);
+  }
+
+  void check_network() const {
+    expect(weight.dim() == 2 && weight.size(1) == weight_numel,
+           "weight: expected weight_numel columns");
     const int64_t width = radial.size(1), rows = weight.size(0);
     if (hidden)
       expect(rows > 0 && depth() > 0 && hidden->numel() == (width + (depth() - 1) * rows) * rows,
              "hidden: its layers do not fit radial and weight");
     else
-      expect(first ? rows >= width : rows == width,
-             "weight: rows do not fit the columns of radial");
-    check_index("edge_pair", pair, edges);
-    check_index("first_row", first, rows - width + 1);
-    check_order(order, nodes, edges);
+      expect(rows == width, "weight: rows do not fit the columns of radial");
   }
 
   void check_index(const char* name, const Maybe& index, int64_t limit) const {
@@ -72,7 +84,7 @@ struct Call {
     return hidden ? 1 + (hidden->numel() - radial.size(1) * width) / (width * width) : 0;
   }
 
-  int64_t threads() const { return parts(edges * (weight.size(1) + 64) / (1 << 15), nodes); }
+  int64_t threads() const { return parts(edges * (weight_numel + 64) / (1 << 15), nodes); }
 
   template <class T>
   RadialTensors<T> pointers() const {
@@ -82,7 +94,7 @@ struct Call {
     t.radial = radial.const_data_ptr<T>(), t.weight = weight.const_data_ptr<T>();
     t.hidden = hidden ? hidden->const_data_ptr<T>() : nullptr;
     t.edge_pair = index(pair), t.first_row = index(first);
-    t.inputs = radial.size(1), t.weight_rows = weight.size(0),
+    t.inputs = radial.size(1), t.weight_rows = first ? weight.size(1) : 0,
     t.width = hidden ? weight.size(0) : t.inputs, t.depth = depth();
     return t;
   }
@@ -94,11 +106,13 @@ std::tuple<Tensor, Tensor> radial_conv_cpu(const Tensor& x, const Tensor& a, con
                                            const Tensor& weight, const Maybe& hidden,
                                            const Maybe& edge_pair, const Maybe& first_row,
                                            const Tensor& order, const Tensor& tables,
-                                           int64_t dim_out, int64_t kept_rows) {
-  const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out);
+                                           int64_t dim_out, int64_t weight_numel,
+                                           int64_t kept_rows) {
+  const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out,
+                  weight_numel);
   expect(kept_rows >= 0, "kept_rows: expected a number of rows");
   Tensor out = empty({call.nodes, dim_out}, call.x.scalar_type());
-  Tensor kept = empty({kept_rows, call.weight.size(1)}, call.x.scalar_type());
+  Tensor kept = empty({kept_rows, weight_numel}, call.x.scalar_type());
   auto run = [&](auto kernel, auto t) {
     using T = std::remove_pointer_t<decltype(t.out)>;
     t.out = out.mutable_data_ptr<T>();
@@ -115,10 +129,12 @@ std::tuple<Tensor, Tensor> radial_conv_cpu(const Tensor& x, const Tensor& a, con
 std::tuple<Tensor, Tensor, Tensor> radial_conv_backward_cpu(
     const Tensor& grad, const Tensor& x, const Tensor& a, const Tensor& radial,
     const Tensor& weight, const Maybe& hidden, const Maybe& edge_pair, const Maybe& first_row,
-    const Tensor& order, const Tensor& tables, const Tensor& kept, int64_t dim_out) {
-  const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out);
+    const Tensor& order, const Tensor& tables, const Tensor& kept, int64_t dim_out,
+    int64_t weight_numel) {
+  const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out,
+                  weight_numel);
   expect_shape("grad", grad, call.nodes, dim_out);
-  expect(kept.dim() == 2 && kept.size(1) == call.weight.size(1) && kept.is_contiguous() &&
+  expect(kept.dim() == 2 && kept.size(1) == weight_numel && kept.is_contiguous() &&
              kept.scalar_type() == call.x.scalar_type(),
          "kept: not what the forward operator returned");
   const Tensor g = packed(grad);
@@ -144,11 +160,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
       "radial_conv_cpu(Tensor x, Tensor edge_attr, Tensor radial, Tensor weight, Tensor? "
       "hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, SymInt dim_out, "
-      "SymInt kept_rows) -> (Tensor, Tensor)");
+      "SymInt weight_numel, SymInt kept_rows) -> (Tensor, Tensor)");
   m.def(
       "radial_conv_backward_cpu(Tensor grad, Tensor x, Tensor edge_attr, Tensor radial, Tensor "
       "weight, Tensor? hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, "
-      "Tensor kept, SymInt dim_out) "
+      "Tensor kept, SymInt dim_out, SymInt weight_numel) "
       "-> (Tensor, Tensor, Tensor)");
 }
 

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 import torch
 
+from fastmlip.ops import _spline
+from fastmlip.ops._spline import DEGREE
+
 Tensor = torch.Tensor
-DEGREE = 5
 
 
 class RadialSpline(torch.nn.Module):
     """A quintic B-spline on a uniform grid of [0, 1], zero from 1 on; four times differentiable.
 
-    ``coefficients [intervals + 5, C]`` and, for the grid interval k that a distance x lies in,
-    ``values(x) = sum_j B_j(x intervals - k) coefficients[k + j]`` with j = 0 .. 5: the second form
-    of :func:`fastmlip.ops.radial_conv`, where ``radial, first_row = spline(x)``.
+    Made of ``coefficients [intervals + 5, C]``. ``table`` holds them and six rows of zeros, as
+    :mod:`fastmlip.ops._spline` says: the second form of :func:`fastmlip.ops.radial_conv` takes
+    ``radial, first_row = spline(x)`` and the table.
     """
 
-    coefficients: Tensor
-    basis: Tensor
+    table: Tensor
 
     def __init__(self, coefficients: Tensor) -> None:
         super().__init__()
-        self.register_buffer("coefficients", coefficients)
-        basis = torch.tensor(_basis(), dtype=torch.float64)
-        self.register_buffer("basis", basis, persistent=False)
+        zeros = coefficients.new_zeros(DEGREE + 1, coefficients.shape[1])
+        self.register_buffer("table", _spline.table(torch.cat([coefficients, zeros])))
 
     @property
     def intervals(self) -> int:
-        return self.coefficients.shape[0] - DEGREE
+        return self.table.shape[1] - 2 * DEGREE - 1
 
     @classmethod
     def fit(
@@ -64,30 +62,14 @@ class RadialSpline(torch.nn.Module):
         return cls(torch.from_numpy(np.ascontiguousarray(spline.c)).to(dtype))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``radial [E, 6]`` and ``first_row [E]`` of the distances ``x [E, 1]``, float64; a row is
-        zero where x is 1 or more."""
+        """``radial [E, 1]``, the place in an interval, and ``first_row [E]``, that of the zeros
+        where the distance ``x [E, 1]``, float64, is 1 or more."""
         place = x.reshape(-1) * self.intervals
-        first_row = place.detach().nan_to_num().floor().clamp(0, self.intervals - 1)
-        inside = (x < 1).to(x.dtype).reshape(-1, 1)
-        powers = [torch.ones_like(place)]
-        for _ in range(DEGREE):
-            powers.append(powers[-1] * (place - first_row))
-        radial = torch.stack(powers, 1) @ self.basis
-        return (radial * inside).to(self.coefficients.dtype), first_row.long()
+        outside = place >= self.intervals
+        interval = place.detach().nan_to_num().floor().clamp(0, self.intervals - 1)
+        radial = torch.where(outside, 0.0, place - interval)
+        first_row = torch.where(outside, self.intervals + DEGREE, interval.long())
+        return radial.reshape(-1, 1).to(self.table.dtype), first_row
 
     def extra_repr(self) -> str:
-        return f"{self.intervals} intervals, {self.coefficients.shape[1]} values"
-
-
-@cache
-def _basis() -> list[list[float]]:
-    """``[power][j]``: the six pieces of the cardinal B-spline of degree 5 (de Boor, A Practical
-    Guide to Splines, ch. IX), ``sum_k (-1)^k C(6, k) (f + 5 - j - k)^5 / 120`` over k <= 5 - j."""
-    rows = [[0.0] * (DEGREE + 1) for _ in range(DEGREE + 1)]
-    for j in range(DEGREE + 1):
-        for k in range(DEGREE - j + 1):
-            sign = (-1) ** k * math.comb(DEGREE + 1, k)
-            for power in range(DEGREE + 1):
-                term = math.comb(DEGREE, power) * (DEGREE - j - k) ** (DEGREE - power)
-                rows[power][j] += sign * term / math.factorial(DEGREE)
-    return rows
+        return f"{self.intervals} intervals"

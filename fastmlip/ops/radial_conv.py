@@ -3,13 +3,15 @@
 The edge weights of :mod:`fastmlip.ops.tensor_product_conv` are the last layer of a radial network
 (or a spline) and by far the largest tensor of a model, ``[E, weight_numel]``. Here they are::
 
-    edge_weight[e] = network(radial[pair[e]]) @ weight                               or
-    edge_weight[e] = radial[e] @ weight[first_row[e] : first_row[e] + columns of radial]
+    edge_weight[e] = network(radial[pair[e]]) @ weight                      or
+    edge_weight[e] = sum_j  B_j(radial[e]) coefficients[first_row[e] + j],  j = 0 .. 5
 
 with ``pair`` from :func:`fastmlip.ops.edge_pair` (each edge its own, where it is not given): ij and
 ji have one distance, so their weights are made once, and the gradient of ``radial`` is that of the
 pair, in the row that stands for it. The network is its hidden layers, all of one width, each
-``silu(row @ W)``, or nothing. The second form is a B-spline with the coefficients ``weight``.
+``silu(row @ W)``, or nothing. The second form is a quintic B-spline: ``radial`` is the place in an
+interval of its grid, from 0 to 1, and ``weight`` the table of its coefficients, both as
+:mod:`fastmlip.ops._spline` says.
 
 The C++ operators make rows of edge_weight for a few nodes at a time and use them while they are in
 cache, in the forward and in the backward pass, which also sums what goes back to ``radial``. The
@@ -27,6 +29,7 @@ from typing import Any
 import torch
 
 from fastmlip import backend
+from fastmlip.ops import _spline as spline
 from fastmlip.ops.edge_order import edge_order
 from fastmlip.ops.ladder import Rung, ladder
 from fastmlip.ops.tensor_product_conv import reference as conv_reference
@@ -56,15 +59,16 @@ def radial_conv(
     Args:
         x: node features ``[N, irreps_in1.dim]``, float32 or float64.
         edge_attr: ``[E, irreps_in2.dim]``, dtype of ``x``.
-        radial: ``[E, columns]``, dtype of ``x``.
+        radial: ``[E, columns]``, dtype of ``x``; ``[E, 1]`` with ``first_row``.
         weight: ``[rows, problem.weight_numel]``, dtype of ``x``: a row for each column of
-            ``radial``, or of the hidden layers, or with ``first_row`` for each coefficient.
+            ``radial``, or of the hidden layers; with ``first_row``, the spline's table of
+            ``[rows, problem.weight_numel]`` coefficients.
         edge_dst: receivers ``[E]``, int32 or int64, in ``[0, N)``, in any order.
         edge_src: senders ``[E]``, likewise.
         problem: irreps and instructions.
         tables: ``problem.tables()`` on the device of ``x``, where the caller keeps it.
         edge_pair: ``[E]`` int64, the edge whose row of ``radial`` an edge takes.
-        first_row: ``[E]`` int64, the first of the rows of ``weight`` that an edge takes.
+        first_row: ``[E]`` int64, the first of the six rows of coefficients that an edge takes.
         order: :func:`fastmlip.ops.edge_order` of the edges, where the caller keeps it.
         hidden: weights of the hidden layers, flat, one behind the other: ``[columns, width]`` and
             then any number of ``[width, width]``, width being the rows of ``weight``.
@@ -76,7 +80,9 @@ def radial_conv(
     _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair, first_row, hidden)
     trained = weight.requires_grad or (hidden is not None and hidden.requires_grad)
     if backend.choose(x) != "cpp" or (trained and torch.is_grad_enabled()):
-        edge_weight = edge_weights(radial, weight, edge_pair, first_row, hidden)
+        edge_weight = edge_weights(
+            radial, weight, edge_pair, first_row, hidden, problem.weight_numel
+        )
         return tensor_product_conv(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables)
     if tables is None:
         tables = problem.tables()
@@ -88,7 +94,7 @@ def radial_conv(
     if first_row is None and wanted and torch.is_grad_enabled():
         room = KEPT_BYTES // max(1, problem.weight_numel * weight.element_size())
         kept_rows = torch.sym_min(edge_attr.shape[0], room)
-    return _LADDER["forward"](*operands, problem.dim_out, kept_rows)[0]
+    return _LADDER["forward"](*operands, problem.dim_out, problem.weight_numel, kept_rows)[0]
 
 
 def _check(
@@ -102,7 +108,9 @@ def _check(
         ("edge_attr", edge_attr, problem.dim_in2, "[E, irreps_in2.dim]"),
         ("weight", weight, problem.weight_numel, "[rows, weight_numel]"),
     ):
-        if value.dim() != 2 or value.shape[1] != columns:
+        if name == "weight" and first_row is not None:
+            _check_spline(radial, weight, problem)
+        elif value.dim() != 2 or value.shape[1] != columns:
             raise ValueError(
                 f"{name}: expected shape {meaning} with {columns} columns, got {tuple(value.shape)}"
             )
@@ -152,11 +160,23 @@ def _check(
                 f"hidden: expected {columns} x {rows} weights, and any number of times {rows} x "
                 f"{rows}, in one dimension; got shape {tuple(hidden.shape)}"
             )
-    elif rows < columns or (first_row is None and rows != columns):
+    elif first_row is None and rows != columns:
         raise ValueError(
-            f"weight: expected {'at least ' if first_row is not None else ''}{columns} rows, as "
-            f"many as radial has columns, got {rows}"
+            f"weight: expected {columns} rows, as many as radial has columns, got {rows}"
         )
+
+
+def _check_spline(radial: Tensor, weight: Tensor, problem: TensorProductProblem) -> None:
+    blocks = spline.num_blocks(problem.weight_numel)
+    if weight.dim() != 3 or weight.shape[0] != blocks or weight.shape[2] != spline.BLOCK:
+        raise ValueError(
+            f"weight: expected the table of {problem.weight_numel} columns of coefficients, shape "
+            f"[{blocks}, rows, {spline.BLOCK}], got {tuple(weight.shape)}"
+        )
+    if weight.shape[1] <= spline.DEGREE:
+        raise ValueError(f"weight: expected at least 6 rows of coefficients, got {weight.shape[1]}")
+    if radial.dim() != 2 or radial.shape[1] != 1:
+        raise ValueError(f"radial: expected shape [E, 1], got {tuple(radial.shape)}")
 
 
 # ---------------------------------------------------------------- in plain PyTorch
@@ -175,7 +195,7 @@ def reference(
     hidden: Tensor | None = None,
 ) -> Tensor:
     """The formula of this page; differentiable by torch's own autograd to any order."""
-    edge_weight = edge_weights(radial, weight, edge_pair, first_row, hidden)
+    edge_weight = edge_weights(radial, weight, edge_pair, first_row, hidden, problem.weight_numel)
     return conv_reference(x, edge_attr, edge_weight, edge_dst, edge_src, problem)
 
 
@@ -184,15 +204,12 @@ def edge_weights(
     weight: Tensor,
     edge_pair: Tensor | None,
     first_row: Tensor | None,
-    hidden: Tensor | None = None,
+    hidden: Tensor | None,
+    weight_numel: int,
 ) -> Tensor:
     """``edge_weight [E, weight_numel]`` of this page, linear in ``weight``."""
     if first_row is not None:
-        terms = (
-            radial[:, i : i + 1] * weight.index_select(0, first_row + i)
-            for i in range(radial.shape[1])
-        )
-        return sum(terms, radial.new_zeros(1))
+        return spline.combine(spline.basis(radial), weight, first_row, weight_numel)
     for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
         radial = torch.nn.functional.silu(radial @ layer)
     return (radial if edge_pair is None else radial.index_select(0, edge_pair)) @ weight
@@ -206,12 +223,14 @@ def _layers(hidden: Tensor | None, columns: int, width: int) -> list[Tensor]:
     return [first, *hidden[columns * width :].view(-1, width, width)]
 
 
-def _to_rows(dw: Tensor, weight: Tensor, edge_pair, first_row, columns: int) -> Tensor:
+def _to_rows(
+    dw: Tensor, weight: Tensor, edge_pair: Tensor | None, first_row: Tensor | None
+) -> Tensor:
     """What ``dw``, the gradient of edge_weight, gives to the rows that ``weight`` is multiplied
-    by."""
+    by, or to the B_j of a spline."""
     if first_row is not None:
-        products = [(dw * weight.index_select(0, first_row + i)).sum(1) for i in range(columns)]
-        return torch.stack(products, 1)
+        coefficients = spline.coefficients(weight, first_row, dw.shape[1])
+        return torch.stack([(dw * row).sum(1) for row in coefficients], 1)
     rows = dw @ weight.t()
     if edge_pair is None:
         return rows
@@ -222,48 +241,66 @@ def _to_rows(dw: Tensor, weight: Tensor, edge_pair, first_row, columns: int) -> 
 
 
 def _save_forward(ctx, inputs, output) -> None:
-    *tensors, dim_out, _ = inputs
+    *tensors, dim_out, weight_numel, _ = inputs
     kept = output[1]
     ctx.mark_non_differentiable(kept)
     ctx.set_materialize_grads(False)  # a gradient of `kept` would be as large
     ctx.save_for_backward(*tensors, kept)
-    ctx.dim_out = dim_out
+    ctx.sizes = (dim_out, weight_numel)
 
 
 def _save_backward(ctx, inputs, output) -> None:
-    *tensors, _, dim_out = inputs
+    *tensors, _, dim_out, weight_numel = inputs
     ctx.save_for_backward(*tensors)
-    ctx.dim_out = dim_out
+    ctx.sizes = (dim_out, weight_numel)
 
 
 def _forward_vjp(rungs, ctx, g, _):
     if ctx.needs_input_grad[3] or (ctx.saved_tensors[4] is not None and ctx.needs_input_grad[4]):
         raise NotImplementedError("radial_conv_cpu: no gradient of weights; call radial_conv")
-    dx, da, dradial = rungs["backward"](g, *ctx.saved_tensors, ctx.dim_out)
-    return dx, da, dradial, None, None, None, None, None, None, None, None
+    dx, da, dradial = rungs["backward"](g, *ctx.saved_tensors, *ctx.sizes)
+    return dx, da, dradial, *(None,) * 9
 
 
 def _backward_vjp(rungs, ctx, hx, ha, hradial):
     """<h, (dx, da, dradial)> is <(hx, ha, hw), (dx, da, dw)> of tensor_product_conv, where hw is
     the change of edge_weight along hradial."""
     g, x, a, radial, weight, hidden, pair, first, order, tables = ctx.saved_tensors
-    layers = _layers(hidden, radial.shape[1], weight.shape[0])
-    before, rows, hrows = [], radial, hradial  # hidden layers, and their change along hradial
-    for layer in layers:
-        before.append((rows @ layer, hrows @ layer))
-        z, hz = before[-1]
-        rows, hrows = torch.nn.functional.silu(z), _silu_first(z) * hz
-    w, hw = edge_weights(rows, weight, pair, first), edge_weights(hrows, weight, pair, first)
-    gg, gx, ga, gw = _conv("double_backward")(hx, ha, hw, g, x, a, w, order, tables, ctx.dim_out)
-    grows = _to_rows(gw, weight, pair, first, rows.shape[1])
-    if layers:
-        dw = _conv("backward")(g, x, a, w, order, tables, ctx.dim_out)[2]
-        ghrows = _to_rows(dw, weight, pair, first, rows.shape[1])
-    for layer, (z, hz) in zip(reversed(layers), reversed(before), strict=True):
+    dim_out, weight_numel = ctx.sizes
+    functions, rows, hrows = _functions(radial, hradial, weight, hidden, first)
+
+    def to_weights(rows):
+        if first is not None:
+            return spline.combine(rows, weight, first, weight_numel)
+        return edge_weights(rows, weight, pair, None, None, weight_numel)
+
+    w, hw = to_weights(rows), to_weights(hrows)
+    gg, gx, ga, gw = _conv("double_backward")(hx, ha, hw, g, x, a, w, order, tables, dim_out)
+    grows = _to_rows(gw, weight, pair, first)
+    if functions:
+        dw = _conv("backward")(g, x, a, w, order, tables, dim_out)[2]
+        ghrows = _to_rows(dw, weight, pair, first)
+    for slope, curvature, back in reversed(functions):
+        grows = back(grows * slope + ghrows * curvature)
+        ghrows = back(ghrows * slope)
+    return gg, gx, ga, grows, *(None,) * 9
+
+
+def _functions(radial, hradial, weight, hidden, first):
+    """What is between ``radial`` and the rows that ``weight`` is multiplied by, hidden layers or
+    the spline's B_j: (slope, its change along hradial, back to its argument) of each; and those
+    rows, and their change along hradial."""
+    if first is not None:
+        slope, curvature = spline.basis(radial, 1), spline.basis(radial, 2) * hradial
+        back = partial(torch.sum, dim=1, keepdim=True)
+        return [(slope, curvature, back)], spline.basis(radial), slope * hradial
+    functions, rows, hrows = [], radial, hradial
+    for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
+        z, hz = rows @ layer, hrows @ layer
         slope = _silu_first(z)
-        grows = (grows * slope + ghrows * _silu_second(z) * hz) @ layer.t()
-        ghrows = (ghrows * slope) @ layer.t()
-    return gg, gx, ga, grows, None, None, None, None, None, None, None, None
+        functions.append((slope, _silu_second(z) * hz, partial(torch.matmul, other=layer.t())))
+        rows, hrows = torch.nn.functional.silu(z), slope * hz
+    return functions, rows, hrows
 
 
 def _silu_first(z: Tensor) -> Tensor:
@@ -283,13 +320,17 @@ def _conv(rung: str) -> Any:
 if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::radial_conv_cpu")
-    def _(x, edge_attr, radial, weight, hidden, pair, first_row, order, tables, dim_out, kept_rows):
-        return x.new_empty((x.shape[0], dim_out)), x.new_empty((kept_rows, weight.shape[1]))
+    def _(
+        x, edge_attr, radial, weight, hidden, pair, first_row, order, tables, dim_out,
+        weight_numel, kept_rows,
+    ):  # fmt: skip
+        return x.new_empty((x.shape[0], dim_out)), x.new_empty((kept_rows, weight_numel))
 
     @torch.library.register_fake("fastmlip::radial_conv_backward_cpu")
     def _(
-        grad, x, edge_attr, radial, weight, hidden, pair, first_row, order, tables, kept, dim_out
-    ):
+        grad, x, edge_attr, radial, weight, hidden, pair, first_row, order, tables, kept, dim_out,
+        weight_numel,
+    ):  # fmt: skip
         empty = partial(torch.empty_like, memory_format=torch.contiguous_format)
         return empty(x), empty(edge_attr), empty(radial)
 

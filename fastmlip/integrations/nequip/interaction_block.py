@@ -172,7 +172,7 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
             data[PAIR] = ops.edge_pair(data["edge_vectors"], embedding, data[ORDER], x.shape[0])
     order, hidden = data[ORDER], None
     if block.spline is not None:
-        radial, weight = data[RADIAL], block.spline.coefficients
+        radial, weight = data[RADIAL], block.spline.table
         pair, first_row = None, data[FIRST_ROW]
     else:
         layers = [layer.weight * layer.alpha for layer in list(block.edge_mlp.mlp)[::2]]

@@ -15,6 +15,7 @@ class FrozenLinear(torch.nn.Module):
     """``linear``, which keeps its weights: it is given at every call."""
 
     factors: torch.Tensor  # of the weights: e3nn's path weights
+    folded: torch.Tensor | None  # weights with factors, where they are kept: in tabulated models
 
     def __init__(self, linear: Any) -> None:
         super().__init__()
@@ -27,10 +28,15 @@ class FrozenLinear(torch.nn.Module):
             for path in paths
         ]
         self.register_buffer("factors", torch.cat(factors).unsqueeze(0), persistent=False)
+        self.register_buffer("folded", None, persistent=False)
+
+    def fold(self, linear: Any) -> torch.Tensor:
+        """Weights ``[1, weight_numel]`` of the map."""
+        return linear.weight * self.factors
 
     def forward(self, x: torch.Tensor, linear: Any) -> torch.Tensor:
         """``linear(x)``."""
-        return self.map(x, linear.weight * self.factors)
+        return self.map(x, self.fold(linear) if self.folded is None else self.folded)
 
 
 def unsupported(linear: Any) -> str:

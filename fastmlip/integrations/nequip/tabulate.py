@@ -71,6 +71,8 @@ def tabulate_(
             f"{next(blocks[0].linear_1.parameters()).dtype}"
         )
     for block in blocks:
+        for name in ("linear_1", "linear_2"):
+            block.maps[name].folded = block.maps[name].fold(getattr(block, name))
         if block.type_embed:
             sc, attrs = block.maps["sc"], block.type_embed[0].embed_module.weight
             sc.folded = sc.fold(block.sc, attrs)

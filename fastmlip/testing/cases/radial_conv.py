@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastmlip.ops import _spline
 from fastmlip.ops.radial_conv import radial_conv as radial_conv_operator
 from fastmlip.ops.radial_conv import reference as radial_conv_reference
 from fastmlip.problem import TensorProductProblem
@@ -22,8 +23,8 @@ class Problem(NamedTuple):
 
     product: TensorProductProblem
     kind: str  # "own", "edge_pair" or "first_row"
-    width: int
-    rows: int
+    width: int  # columns of radial
+    rows: int  # of weight
     depth: int = 0  # of the hidden layers
 
     def named(self, chosen: torch.Tensor) -> dict[str, Any]:
@@ -93,12 +94,15 @@ def make_inputs(
 
     radial = normal(edges, problem.width)
     weight = normal(problem.rows, problem.product.weight_numel) / problem.width**0.5
+    if problem.kind == "first_row":
+        radial = torch.rand(edges, 1, generator=random, dtype=torch.float64).to(device, dtype)
+        weight = _spline.table(weight)
     sizes = [(problem.rows if i else problem.width, problem.rows) for i in range(problem.depth)]
     layers = [normal(*size).flatten() / size[0] ** 0.5 for size in sizes]
     hidden = torch.cat(layers) if layers else normal(0)
     index = torch.arange(edges)
     if problem.kind == "first_row":
-        index = torch.randint(0, problem.rows - problem.width + 1, (edges,), generator=random)
+        index = torch.randint(0, problem.rows - _spline.DEGREE, (edges,), generator=random)
     elif edges > 1:
         order = torch.randperm(edges, generator=random)[: edges // 4 * 2].view(2, -1)
         index[order[1]] = order[0]  # a part of the edges in pairs
@@ -128,11 +132,12 @@ RADIAL_CONV = {
     "nequip-M-hidden, network": _case("nequip-M-hidden", "edge_pair", 8, 128, depth=1),
     "deep network": _case("odd-multiplicities", "edge_pair", 5, 11, depth=3),
     "network without pairs": _case("path-weights", "own", 1, 3, depth=2),
-    "nequip-M-hidden, spline": _case("nequip-M-hidden", "first_row", 6, 69),
+    "nequip-M-hidden, spline": _case("nequip-M-hidden", "first_row", 1, 69),
     "own weights": _case("path-weights", "own", 13),
     "odd multiplicities, pairs": _case("odd-multiplicities", "edge_pair", 7),
-    "odd multiplicities, spline": _case("odd-multiplicities", "first_row", 6, 9),
-    "cubic spline": _case("shared-output", "first_row", 4, 11),
+    "odd multiplicities, spline": _case("odd-multiplicities", "first_row", 1, 9),
+    "blocks and a half, spline": _case("nequip-M-last", "first_row", 1, 40),
+    "one interval, spline": _case("shared-output", "first_row", 1, 6),
     "one weight, pairs": _case("path-weights", "edge_pair", 1),
 }
 

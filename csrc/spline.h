@@ -1,0 +1,171 @@
+// Rows of edge_weight that are values of a spline: six rows of its coefficients, from first_row on,
+// times the B_j of the edge's place; fastmlip/ops/_spline.py states the formulas. Those of a batch
+// of edges are made at a time, a block of columns after the other, so that a block of the table is
+// read from the nearest cache.
+#pragma once
+
+#include "passes.h"
+#include "radial_conv.h"
+
+namespace fastmlip::FASTMLIP_ISA {
+namespace {
+
+constexpr int kBatch = 64;  // edges, at most, whose rows are made at a time
+constexpr int kPieces = 6;
+
+// factor of the power of the place in B_j
+constexpr double kPowers[kPieces][kPieces] = {
+    {1 / 120., -5 / 120., 10 / 120., -10 / 120., 5 / 120., -1 / 120.},
+    {26 / 120., -50 / 120., 20 / 120., 20 / 120., -20 / 120., 5 / 120.},
+    {66 / 120., 0, -60 / 120., 0, 30 / 120., -10 / 120.},
+    {26 / 120., 50 / 120., 20 / 120., -20 / 120., -20 / 120., 10 / 120.},
+    {1 / 120., 5 / 120., 10 / 120., 10 / 120., 5 / 120., -5 / 120.},
+    {0, 0, 0, 0, 0, 1 / 120.},
+};
+
+// B_j or its derivative at a vector of places
+template <class T, bool kSlope>
+Vec<T> piece(int j, Vec<T> place) {
+  Vec<T> value{};
+  for (int power = kPieces - 1; power >= kSlope; --power)
+    value = value * place + T(kPowers[j][power] * (kSlope ? power : 1));
+  return value;
+}
+
+// The table, where it is not aligned to cache lines a copy that is: constants of a compiled model
+// are not, and every load would take two lines.
+template <class T>
+struct SplineTable {
+  const int64_t blocks, block_size;
+  const Buffer<T> copy;
+  const T* const data;
+
+  SplineTable(const RadialTensors<T>& t, int64_t numel, ParallelFor parallel_for, int64_t threads)
+      : blocks(std::max<int64_t>(1, (numel + kSplineBlock - 1) / kSplineBlock)),
+        block_size(t.weight_rows * kSplineBlock),
+        copy(reinterpret_cast<uintptr_t>(t.weight) % 64 ? allocate<T>(blocks * block_size)
+                                                        : nullptr),
+        data(copy ? copy.get() : t.weight) {
+    if (!copy) return;
+    run(parallel_for, threads, [&](int64_t i) {
+      const int64_t begin = blocks * block_size * i / threads;
+      const int64_t end = blocks * block_size * (i + 1) / threads;
+      std::copy(t.weight + begin, t.weight + end, copy.get() + begin);
+    });
+  }
+};
+
+// One thread's rows of the batch of edges at hand.
+template <class T>
+struct SplineRows {
+  static constexpr int vectors = 4;  // of columns that are made at a time
+  static constexpr int columns = vectors * kLanes<T>;
+  static constexpr int line = 64 / sizeof(T);  // of a cache
+  static constexpr bool stream = false;
+  const RadialTensors<T>& t;
+  const SplineTable<T>& table;
+  const int64_t
+      stride;  // a cache line more than the columns: rows do not all fall on the same ones
+  Buffer<T> rows, gradients;
+  Buffer<T> place;      // of each edge of the batch
+  Buffer<T> basis;      // [j][edge]
+  Buffer<Vec<T>> sums;  // [edge][j], not yet summed over lanes
+  const int64_t* edges = nullptr;
+  int64_t first[kBatch];  // where in a block of columns an edge's rows begin
+  int64_t begin = 0, limit = 0;
+
+  SplineRows(const RadialTensors<T>& t, const SplineTable<T>& table)
+      : t(t),
+        table(table),
+        stride(table.blocks * kSplineBlock + line),
+        rows(allocate<T>(kBatch * stride)),
+        gradients(t.dradial ? allocate<T>(kBatch * stride) : nullptr),
+        place(zeros<T>(kBatch)),
+        basis(allocate<T>(kBatch * kPieces)),
+        sums(t.dradial ? allocate<Vec<T>>(kBatch * kPieces) : nullptr) {
+    for (int64_t e = 0; gradients && e < kBatch; ++e)  // columns behind the last path's
+      std::fill_n(gradients.get() + (e + 1) * stride - kSplineBlock - line, kSplineBlock, T(0));
+  }
+
+  int64_t end(int64_t) const { return limit; }
+  const T* w(int64_t k, int64_t) const { return rows.get() + (k - begin) * stride; }
+  const T* hw(int64_t, int64_t) const { return nullptr; }
+  T* dw(int64_t k, int64_t) const {
+    return gradients ? gradients.get() + (k - begin) * stride : nullptr;
+  }
+
+  void prepare(const Part& part, int64_t n, int64_t k) {
+    if (k < limit) return;
+    begin = limit = k;
+    for (bool fits = true; fits && n < part.last; ++n) {
+      const int64_t left = part.ptr[n + 1] - limit, room = begin + kBatch - limit;
+      fits = left <= room;
+      limit += fits ? left : room / kLanes<T> * kLanes<T>;  // of a node, whole groups
+    }
+    edges = part.edge + k;
+    for (int64_t e = 0; e < limit - begin; ++e) {
+      first[e] = t.first_row[edges[e]] * kSplineBlock;
+      place[e] = t.radial[edges[e]];
+    }
+    for (int j = 0; j < kPieces; ++j)
+      for (int64_t e = 0; e < limit - begin; e += kLanes<T>)
+        store(basis.get() + j * kBatch + e, piece<T, false>(j, load(place.get() + e)));
+    make();
+  }
+
+  void finish(int64_t k, int count) {
+    if (k + count == limit) project();
+  }
+
+ private:
+  // f(edge of the batch, its coefficients of some columns, where these are in the edge's row)
+  template <class F>
+  FASTMLIP_INLINE void for_columns(const F& f) const {
+    for (int64_t c = 0; c < table.blocks * kSplineBlock; c += columns) {
+      const T* block = table.data + c / kSplineBlock * table.block_size + c % kSplineBlock;
+      for (int64_t e = 0; e < limit - begin; ++e) f(e, block + first[e], c);
+    }
+  }
+
+  [[gnu::noinline]] void make() const {
+    for_columns([&](int64_t e, const T* band, int64_t c) FASTMLIP_INLINE {
+      Vec<T> sum[vectors] = {};
+      unroll<kPieces>(kPieces, [&](int j) FASTMLIP_INLINE {
+        const Vec<T> factor = pin(basis[j * kBatch + e] + Vec<T>{});
+        unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
+          sum[v] += factor * load(band + j * kSplineBlock + v * kLanes<T>);
+        });
+      });
+      unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
+        store(rows.get() + e * stride + c + v * kLanes<T>, sum[v]);
+      });
+    });
+  }
+
+  [[gnu::noinline]] void project() const {
+    for_columns([&](int64_t e, const T* band, int64_t c) FASTMLIP_INLINE {
+      Vec<T> g[vectors];
+      unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
+        g[v] = pin(load(gradients.get() + e * stride + c + v * kLanes<T>));
+      });
+      unroll<kPieces>(kPieces, [&](int j) FASTMLIP_INLINE {
+        Vec<T> sum = c ? sums[e * kPieces + j] : Vec<T>{};
+        unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
+          sum += g[v] * load(band + j * kSplineBlock + v * kLanes<T>);
+        });
+        sums[e * kPieces + j] = sum;
+      });
+    });
+    for (int64_t e = 0; e < limit - begin; e += kLanes<T>) {
+      Vec<T> total{};
+      for (int j = 0; j < kPieces; ++j)
+        total += sum_each<T>(sums.get() + e * kPieces + j, kPieces) *
+                 piece<T, true>(j, load(place.get() + e));
+      for (int64_t i = 0; i < std::min<int64_t>(kLanes<T>, limit - begin - e); ++i)
+        t.dradial[edges[e + i]] = total[i];
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fastmlip::FASTMLIP_ISA
