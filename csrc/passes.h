@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <optional>
 
 #include "paths.h"
 
@@ -42,17 +43,26 @@ class Parts {
   std::atomic<int64_t> next_{0};
 };
 
+// Rows of all nodes in packed layout; null of null.
 template <class T>
-Buffer<T> pack_rows(const std::vector<PackedBlock>& blocks, int dim, int packed, const T* rows,
-                    int64_t num_nodes, ParallelFor parallel_for, int64_t threads) {
-  Buffer<T> result = allocate<T>(num_nodes * packed);
-  auto part = [&](int64_t i) {
-    for (int64_t n = num_nodes * i / threads; n < num_nodes * (i + 1) / threads; ++n)
-      pack(blocks, rows + n * dim, result.get() + n * packed);
-  };
-  run(parallel_for, threads, part);
-  return result;
-}
+class PackedRows {
+ public:
+  PackedRows(const std::vector<PackedBlock>& blocks, int dim, int packed, const T* rows,
+             int64_t num_nodes, ParallelFor parallel_for, int64_t threads) {
+    if (!rows) return;
+    memory_.emplace(std::max<int64_t>(64, num_nodes * packed * int64_t(sizeof(T))));
+    T* to = static_cast<T*>(memory_->get());
+    run(parallel_for, threads, [&](int64_t i) {
+      for (int64_t n = num_nodes * i / threads; n < num_nodes * (i + 1) / threads; ++n)
+        pack(blocks, rows + n * dim, to + n * packed);
+    });
+  }
+
+  const T* get() const { return memory_ ? static_cast<const T*>(memory_->get()) : nullptr; }
+
+ private:
+  std::optional<Workspace> memory_;
+};
 
 // Edges that da has rows for: a whole group, and a whole step of contract_q.
 template <class T>

@@ -204,8 +204,7 @@ void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* t
              ParallelFor parallel_for, int64_t threads) {
   const Plan<T> plan(tables);
   const int64_t nodes = order.num_nodes, numel = plan.weight_numel;
-  const Buffer<T> x =
-      pack_rows(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes, parallel_for, threads);
+  const PackedRows<T> x(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes, parallel_for, threads);
   auto receive = [&](const auto& make_rows, int64_t begin, int64_t end) {
     receive_nodes<T, false>(plan, conv_tensors(t), make_rows, order, x.get(), nullptr, begin, end,
                             parallel_for, threads);
@@ -239,10 +238,9 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
               ParallelFor parallel_for, int64_t threads) {
   const Plan<T> plan(tables);
   const int64_t nodes = order.num_nodes, numel = plan.weight_numel;
-  const Buffer<T> grad =
-      pack_rows(plan.blocks3, plan.dim3, plan.packed3, t.grad, nodes, parallel_for, threads);
-  const Buffer<T> x =
-      pack_rows(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes, parallel_for, threads);
+  const PackedRows<T> grad(plan.blocks3, plan.dim3, plan.packed3, t.grad, nodes, parallel_for,
+                           threads);
+  const PackedRows<T> x(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes, parallel_for, threads);
   auto send = [&](const auto& make_rows, int64_t begin, int64_t end) {
     send_nodes<T, false>(plan, conv_tensors(t), make_rows, order, grad.get(), x.get(), nullptr,
                          begin, end, parallel_for, threads);
