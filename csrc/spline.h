@@ -128,12 +128,12 @@ struct SplineRows {
   }
 
   [[gnu::noinline]] void make() const {
-    for_columns([&](int64_t e, const T* band, int64_t c) FASTMLIP_INLINE {
+    for_columns([&](int64_t e, const T* six, int64_t c) FASTMLIP_INLINE {
       Vec<T> sum[vectors] = {};
       unroll<kPieces>(kPieces, [&](int j) FASTMLIP_INLINE {
         const Vec<T> factor = pin(basis[j * kBatch + e] + Vec<T>{});
         unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
-          sum[v] += factor * load(band + j * kSplineBlock + v * kLanes<T>);
+          sum[v] += factor * load(six + j * kSplineBlock + v * kLanes<T>);
         });
       });
       unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
@@ -143,7 +143,7 @@ struct SplineRows {
   }
 
   [[gnu::noinline]] void project() const {
-    for_columns([&](int64_t e, const T* band, int64_t c) FASTMLIP_INLINE {
+    for_columns([&](int64_t e, const T* six, int64_t c) FASTMLIP_INLINE {
       Vec<T> g[vectors];
       unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
         g[v] = pin(load(gradients.get() + e * stride + c + v * kLanes<T>));
@@ -151,7 +151,7 @@ struct SplineRows {
       unroll<kPieces>(kPieces, [&](int j) FASTMLIP_INLINE {
         Vec<T> sum = c ? sums[e * kPieces + j] : Vec<T>{};
         unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
-          sum += g[v] * load(band + j * kSplineBlock + v * kLanes<T>);
+          sum += g[v] * load(six + j * kSplineBlock + v * kLanes<T>);
         });
         sums[e * kPieces + j] = sum;
       });

@@ -175,6 +175,21 @@ def test_opcheck(name):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_spline_table_may_lie_anywhere(dtype):
+    """The kernels read whole cache lines of it, and the constants of a compiled model start at any
+    multiple of 16 bytes."""
+    case = OP.cases["nequip-M-hidden, spline"]
+    inputs = OP.make_inputs(case, dtype, nodes=20, edges=900)
+    moved = torch.empty(inputs.weight.numel() + 1, dtype=dtype)[1:].view_as(inputs.weight)
+    moved.copy_(inputs.weight)
+    assert moved.data_ptr() % 64 and moved.is_contiguous()
+    function = partial(OP.op, problem=case.problem)
+    results = (derivatives(function, inputs._replace(weight=w), 1) for w in (inputs.weight, moved))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one.value, other.value), one.name
+
+
 CASE = OP.cases["own weights"]
 ARGUMENTS = ("x", "edge_attr", "radial", "weight", "edge_dst", "edge_src")
 

@@ -179,3 +179,6 @@ def test_a_spline_is_what_it_says():
     ends = values(torch.tensor([[0.0], [1.0], [1.5], [1 - 1e-9]], dtype=torch.float64))
     assert (ends[0] - function(torch.zeros(1, dtype=torch.float64))).abs().max() < 1e-12
     assert ends[1:3].abs().max() == 0 and ends[3].abs().max() < 1e-12
+    far = torch.tensor([[1.0], [7.0], [float("inf")]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.grad(values(far).sum(), far)[0][:2].abs().max() == 0
+    assert values(torch.tensor([[float("nan")]], dtype=torch.float64)).isnan().all()
