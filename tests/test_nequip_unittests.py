@@ -1,6 +1,9 @@
 """NequIP's own model tests, with the modifier on."""
 
 import copy
+import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from nequip.utils.unittests.model_tests_ase_integration import ASEIntegrationMix
 from nequip.utils.unittests.model_tests_basic import EnergyModelTestsMixin
 
 set_irreps_debug(False)  # that import turned it on for every test of the session
-pytestmark = pytest.mark.usefixtures("nequip_state", "irreps_debug")
+pytestmark = pytest.mark.usefixtures("nequip_state", "irreps_debug", "programs")
 
 MODIFIER = "enable_FastMLIP"
 CONFIG = {
@@ -49,6 +52,14 @@ def irreps_debug():
     set_irreps_debug(True)
     yield
     set_irreps_debug(False)
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """NequIP's tests call its programs by name, as in an environment that is activated."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        yield
 
 
 class FastNequIP(EnergyModelTestsMixin):
