@@ -86,7 +86,8 @@ def commit() -> str:
 
 
 def peaks(device: str = "cpu", repeats: int = 10) -> dict[str, float]:
-    """What this machine gives torch now: a large matrix product, and a large copy, best of many.
+    """What this machine gives torch now: a large matrix product, and a large copy, best of many,
+    in float32 (NequIP makes float64 the default).
 
     They are yardsticks measured in the same session. A matrix product does not reach the peak of
     the arithmetic units, and a loop may read faster than a copy runs.
@@ -103,8 +104,8 @@ def peaks(device: str = "cpu", repeats: int = 10) -> dict[str, float]:
         return min(times)
 
     size = 2048 if device == "cpu" else 8192
-    a = torch.randn(size, size, device=device)
-    source = torch.randn(1 << 26, device=device)
+    a = torch.randn(size, size, device=device, dtype=torch.float32)
+    source = torch.randn(1 << 26, device=device, dtype=torch.float32)
     target = torch.empty_like(source)
     return {
         PRODUCT: 2e-9 * size**3 / best(lambda: a @ a),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastmlip.bench import peers, results, rows, run
+from fastmlip.bench import environment, peers, results, rows, run
 from fastmlip.cli import app
 from fastmlip.testing import OPERATORS, assert_close, make_inputs
 
@@ -285,6 +285,23 @@ def test_a_suite_that_does_not_start_says_why(tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert "pytest timed nothing, exit status 4" in result.output
     assert "unrecognized arguments: --threads=2" in result.output
+
+
+def test_peaks_are_those_of_float32_whatever_the_default_is(monkeypatch):
+    made, randn = [], torch.randn
+
+    def small(*_, **named):
+        made.append(randn(4, 4, **named))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "randn", small)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # as NequIP sets it
+    try:
+        environment.peaks(repeats=1)
+    finally:
+        torch.set_default_dtype(default)
+    assert [t.dtype for t in made] == [torch.float32] * 2
 
 
 def test_every_operator_has_a_benchmark():
