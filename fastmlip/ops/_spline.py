@@ -12,6 +12,7 @@ with the six pieces of the cardinal B-spline (de Boor, A Practical Guide to Spli
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -62,10 +63,10 @@ def table(coefficients: Tensor) -> Tensor:
     return padded.view(rows, blocks, BLOCK).transpose(0, 1).contiguous()
 
 
-def coefficients(table: Tensor, first_row: Tensor, columns: int) -> list[Tensor]:
-    """The six rows of each edge, ``[E, columns]`` each."""
+def coefficients(table: Tensor, first_row: Tensor, columns: int) -> Iterator[Tensor]:
+    """The six rows of each edge, ``[E, columns]`` each, one at a time: they are large."""
     rows = table.transpose(0, 1).flatten(1)[:, :columns]
-    return [rows.index_select(0, first_row + j) for j in range(DEGREE + 1)]
+    return (rows.index_select(0, first_row + j) for j in range(DEGREE + 1))
 
 
 def combine(basis: Tensor, table: Tensor, first_row: Tensor, columns: int) -> Tensor:
