@@ -44,7 +44,7 @@ class Workspace {
   }
 
  private:
-  static constexpr size_t kMaxKept = 6;  // buffers
+  static constexpr size_t kMaxKept = 4;  // buffers
 
   // The smallest kept buffer of at least `bytes`, which becomes its size, or a new one.
   static void* take(int64_t& bytes) {

@@ -11,10 +11,9 @@ namespace fastmlip::FASTMLIP_ISA {
 namespace {
 
 constexpr int kBatch = 64;  // edges, at most, whose rows are made at a time
-constexpr int kPieces = 6;
 
 // factor of the power of the place in B_j
-constexpr double kPowers[kPieces][kPieces] = {
+constexpr double kPowers[kSplinePieces][kSplinePieces] = {
     {1 / 120., -5 / 120., 10 / 120., -10 / 120., 5 / 120., -1 / 120.},
     {26 / 120., -50 / 120., 20 / 120., 20 / 120., -20 / 120., 5 / 120.},
     {66 / 120., 0, -60 / 120., 0, 30 / 120., -10 / 120.},
@@ -27,7 +26,7 @@ constexpr double kPowers[kPieces][kPieces] = {
 template <class T, bool kSlope>
 Vec<T> piece(int j, Vec<T> place) {
   Vec<T> value{};
-  for (int power = kPieces - 1; power >= kSlope; --power)
+  for (int power = kSplinePieces - 1; power >= kSlope; --power)
     value = value * place + T(kPowers[j][power] * (kSlope ? power : 1));
   return value;
 }
@@ -41,7 +40,7 @@ struct SplineTable {
   const T* const data;
 
   SplineTable(const RadialTensors<T>& t, int64_t numel, ParallelFor parallel_for, int64_t threads)
-      : blocks(std::max<int64_t>(1, (numel + kSplineBlock - 1) / kSplineBlock)),
+      : blocks(spline_blocks(numel)),
         block_size(t.weight_rows * kSplineBlock),
         copy(reinterpret_cast<uintptr_t>(t.weight) % 64 ? allocate<T>(blocks * block_size)
                                                         : nullptr),
@@ -81,8 +80,8 @@ struct SplineRows {
         rows(allocate<T>(kBatch * stride)),
         gradients(t.dradial ? allocate<T>(kBatch * stride) : nullptr),
         place(zeros<T>(kBatch)),
-        basis(allocate<T>(kBatch * kPieces)),
-        sums(t.dradial ? allocate<Vec<T>>(kBatch * kPieces) : nullptr) {
+        basis(allocate<T>(kBatch * kSplinePieces)),
+        sums(t.dradial ? allocate<Vec<T>>(kBatch * kSplinePieces) : nullptr) {
     for (int64_t e = 0; gradients && e < kBatch; ++e)  // columns behind the last path's
       std::fill_n(gradients.get() + (e + 1) * stride - kSplineBlock - line, kSplineBlock, T(0));
   }
@@ -107,7 +106,7 @@ struct SplineRows {
       first[e] = t.first_row[edges[e]] * kSplineBlock;
       place[e] = t.radial[edges[e]];
     }
-    for (int j = 0; j < kPieces; ++j)
+    for (int j = 0; j < kSplinePieces; ++j)
       for (int64_t e = 0; e < limit - begin; e += kLanes<T>)
         store(basis.get() + j * kBatch + e, piece<T, false>(j, load(place.get() + e)));
     make();
@@ -130,7 +129,7 @@ struct SplineRows {
   [[gnu::noinline]] void make() const {
     for_columns([&](int64_t e, const T* six, int64_t c) FASTMLIP_INLINE {
       Vec<T> sum[vectors] = {};
-      unroll<kPieces>(kPieces, [&](int j) FASTMLIP_INLINE {
+      unroll<kSplinePieces>(kSplinePieces, [&](int j) FASTMLIP_INLINE {
         const Vec<T> factor = pin(basis[j * kBatch + e] + Vec<T>{});
         unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
           sum[v] += factor * load(six + j * kSplineBlock + v * kLanes<T>);
@@ -148,18 +147,18 @@ struct SplineRows {
       unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
         g[v] = pin(load(gradients.get() + e * stride + c + v * kLanes<T>));
       });
-      unroll<kPieces>(kPieces, [&](int j) FASTMLIP_INLINE {
-        Vec<T> sum = c ? sums[e * kPieces + j] : Vec<T>{};
+      unroll<kSplinePieces>(kSplinePieces, [&](int j) FASTMLIP_INLINE {
+        Vec<T> sum = c ? sums[e * kSplinePieces + j] : Vec<T>{};
         unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
           sum += g[v] * load(six + j * kSplineBlock + v * kLanes<T>);
         });
-        sums[e * kPieces + j] = sum;
+        sums[e * kSplinePieces + j] = sum;
       });
     });
     for (int64_t e = 0; e < limit - begin; e += kLanes<T>) {
       Vec<T> total{};
-      for (int j = 0; j < kPieces; ++j)
-        total += sum_each<T>(sums.get() + e * kPieces + j, kPieces) *
+      for (int j = 0; j < kSplinePieces; ++j)
+        total += sum_each<T>(sums.get() + e * kSplinePieces + j, kSplinePieces) *
                  piece<T, true>(j, load(place.get() + e));
       for (int64_t i = 0; i < std::min<int64_t>(kLanes<T>, limit - begin - e); ++i)
         t.dradial[edges[e + i]] = total[i];

@@ -5,6 +5,7 @@ import csv
 import json
 import re
 
+import nequip_cases
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -295,12 +296,9 @@ def test_peaks_are_those_of_float32_whatever_the_default_is(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(torch, "randn", small)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # as NequIP sets it
-    try:
+    with nequip_cases.nequip_state():
+        assert torch.get_default_dtype() == torch.float64
         environment.peaks(repeats=1)
-    finally:
-        torch.set_default_dtype(default)
     assert [t.dtype for t in made] == [torch.float32] * 2
 
 

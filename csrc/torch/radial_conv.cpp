@@ -52,11 +52,11 @@ struct Call {
   }
 
   void check_spline() const {
-    const int64_t blocks = std::max<int64_t>(1, (weight_numel + kSplineBlock - 1) / kSplineBlock);
-    expect(weight.dim() == 3 && weight.size(0) == blocks && weight.size(2) == kSplineBlock,
+    expect(weight.dim() == 3 && weight.size(0) == spline_blocks(weight_numel) &&
+               weight.size(2) == kSplineBlock,
            "weight: expected the table of weight_numel columns");
     expect(radial.size(1) == 1, "radial: expected one column");
-    check_index("first_row", first, weight.size(1) - 5);
+    check_index("first_row", first, weight.size(1) - kSplinePieces + 1);
   }
 
   void check_network() const {

@@ -106,16 +106,17 @@ def _check(
     for name, value, columns, meaning in (
         ("x", x, problem.dim_in1, "[N, irreps_in1.dim]"),
         ("edge_attr", edge_attr, problem.dim_in2, "[E, irreps_in2.dim]"),
-        ("weight", weight, problem.weight_numel, "[rows, weight_numel]"),
     ):
-        if name == "weight" and first_row is not None:
-            _check_spline(radial, weight, problem)
-        elif value.dim() != 2 or value.shape[1] != columns:
+        if value.dim() != 2 or value.shape[1] != columns:
             raise ValueError(
                 f"{name}: expected shape {meaning} with {columns} columns, got {tuple(value.shape)}"
             )
     if radial.dim() != 2 or radial.shape[1] == 0:
         raise ValueError(f"radial: expected shape [E, width], got {tuple(radial.shape)}")
+    if first_row is None:
+        _check_network(radial, weight, hidden, problem)
+    else:
+        _check_spline(radial, weight, hidden, problem)
     for name, value in (
         ("edge_attr", edge_attr), ("radial", radial), ("weight", weight), ("hidden", hidden),
     ):  # fmt: skip
@@ -150,23 +151,35 @@ def _check(
             raise ValueError(
                 f"{name}: expected E = {edges} rows as in edge_dst, got {rows.shape[0]}"
             )
+
+
+def _check_network(
+    radial: Tensor, weight: Tensor, hidden: Tensor | None, problem: TensorProductProblem
+) -> None:
+    if weight.dim() != 2 or weight.shape[1] != problem.weight_numel:
+        raise ValueError(
+            f"weight: expected shape [rows, weight_numel] with {problem.weight_numel} columns, got "
+            f"{tuple(weight.shape)}"
+        )
     columns, rows = radial.shape[1], weight.shape[0]
     if hidden is not None:
-        if first_row is not None:
-            raise ValueError("hidden and first_row: give one of them, not both")
         more = hidden.numel() - columns * rows
         if hidden.dim() != 1 or rows == 0 or more < 0 or more % (rows * rows):
             raise ValueError(
                 f"hidden: expected {columns} x {rows} weights, and any number of times {rows} x "
                 f"{rows}, in one dimension; got shape {tuple(hidden.shape)}"
             )
-    elif first_row is None and rows != columns:
+    elif rows != columns:
         raise ValueError(
             f"weight: expected {columns} rows, as many as radial has columns, got {rows}"
         )
 
 
-def _check_spline(radial: Tensor, weight: Tensor, problem: TensorProductProblem) -> None:
+def _check_spline(
+    radial: Tensor, weight: Tensor, hidden: Tensor | None, problem: TensorProductProblem
+) -> None:
+    if hidden is not None:
+        raise ValueError("hidden and first_row: give one of them, not both")
     blocks = spline.num_blocks(problem.weight_numel)
     if weight.dim() != 3 or weight.shape[0] != blocks or weight.shape[2] != spline.BLOCK:
         raise ValueError(
@@ -175,7 +188,7 @@ def _check_spline(radial: Tensor, weight: Tensor, problem: TensorProductProblem)
         )
     if weight.shape[1] <= spline.DEGREE:
         raise ValueError(f"weight: expected at least 6 rows of coefficients, got {weight.shape[1]}")
-    if radial.dim() != 2 or radial.shape[1] != 1:
+    if radial.shape[1] != 1:
         raise ValueError(f"radial: expected shape [E, 1], got {tuple(radial.shape)}")
 
 
@@ -208,11 +221,23 @@ def edge_weights(
     weight_numel: int,
 ) -> Tensor:
     """``edge_weight [E, weight_numel]`` of this page, linear in ``weight``."""
-    if first_row is not None:
-        return spline.combine(spline.basis(radial), weight, first_row, weight_numel)
+    rows = radial if first_row is None else spline.basis(radial)
     for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
-        radial = torch.nn.functional.silu(radial @ layer)
-    return (radial if edge_pair is None else radial.index_select(0, edge_pair)) @ weight
+        rows = torch.nn.functional.silu(rows @ layer)
+    return _from_rows(rows, weight, edge_pair, first_row, weight_numel)
+
+
+def _from_rows(
+    rows: Tensor,
+    weight: Tensor,
+    edge_pair: Tensor | None,
+    first_row: Tensor | None,
+    weight_numel: int,
+) -> Tensor:
+    """edge_weight of the rows that ``weight`` is multiplied by, or of the B_j of a spline."""
+    if first_row is not None:
+        return spline.combine(rows, weight, first_row, weight_numel)
+    return (rows if edge_pair is None else rows.index_select(0, edge_pair)) @ weight
 
 
 def _layers(hidden: Tensor | None, columns: int, width: int) -> list[Tensor]:
@@ -226,8 +251,7 @@ def _layers(hidden: Tensor | None, columns: int, width: int) -> list[Tensor]:
 def _to_rows(
     dw: Tensor, weight: Tensor, edge_pair: Tensor | None, first_row: Tensor | None
 ) -> Tensor:
-    """What ``dw``, the gradient of edge_weight, gives to the rows that ``weight`` is multiplied
-    by, or to the B_j of a spline."""
+    """What ``dw``, the gradient of edge_weight, gives to the rows of :func:`_from_rows`."""
     if first_row is not None:
         coefficients = spline.coefficients(weight, first_row, dw.shape[1])
         return torch.stack([(dw * row).sum(1) for row in coefficients], 1)
@@ -268,13 +292,7 @@ def _backward_vjp(rungs, ctx, hx, ha, hradial):
     g, x, a, radial, weight, hidden, pair, first, order, tables = ctx.saved_tensors
     dim_out, weight_numel = ctx.sizes
     functions, rows, hrows = _functions(radial, hradial, weight, hidden, first)
-
-    def to_weights(rows):
-        if first is not None:
-            return spline.combine(rows, weight, first, weight_numel)
-        return edge_weights(rows, weight, pair, None, None, weight_numel)
-
-    w, hw = to_weights(rows), to_weights(hrows)
+    w, hw = (_from_rows(r, weight, pair, first, weight_numel) for r in (rows, hrows))
     gg, gx, ga, gw = _conv("double_backward")(hx, ha, hw, g, x, a, w, order, tables, dim_out)
     grows = _to_rows(gw, weight, pair, first)
     if functions:
