@@ -21,7 +21,7 @@ test-all: $(VENV)/.test
 # other parts of torch and Triton are not under test
 SANITIZED := $(CURDIR)/build/sanitize/lib
 SANITIZE_TESTS := $(filter-out %_triton.py %_torch.py,$(wildcard $(addprefix tests/test_,\
-	tensor_product_conv*.py radial_conv.py scale_shift*.py zbl.py edge_*.py gate.py irreps_linear.py\
+	tensor_product_conv*.py radial_conv.py scale_shift*.py zbl.py edge_*.py gate.py *_linear.py\
 	fuzz.py threads.py)))
 sanitize: $(VENV)/.test
 	FASTMLIP_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize \

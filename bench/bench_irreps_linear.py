@@ -9,7 +9,7 @@ import pytest
 import torch
 from e3nn import o3
 
-from fastmlip.integrations.nequip.linear import FrozenLinear, TypedLinear
+from fastmlip.integrations.nequip.linear import FoldedLinear, TypedLinear
 from fastmlip.testing import assert_close
 
 from .rows import Derivatives
@@ -25,7 +25,7 @@ def _functions(name):
     """Of rows and their types."""
     if name.endswith("linear_2"):
         stock = o3.Linear("224x0e+288x1o+256x2e", M_OUT).requires_grad_(False)
-        fast = FrozenLinear(stock)
+        fast = FoldedLinear(stock)
         return {"e3nn": lambda x, _: stock(x), "fastmlip": lambda x, _: fast(x, stock)}
     sc = o3.FullyConnectedTensorProduct(M_IN, "32x0e", M_OUT).requires_grad_(False)
     v, typed = torch.randn(TYPES, 32, generator=torch.Generator().manual_seed(0)), TypedLinear(sc)

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
+#include "parallel.h"
 #include "plan.h"
 
 namespace fastmlip::FASTMLIP_ISA {
@@ -78,6 +80,29 @@ template <class T, bool kAdd>
 void gemm_block(const T* a, int rows, int64_t depth, const T* b, int64_t b_stride, int64_t columns,
                 T* const* c) {
   gemm_rows<T, kTileRows, kAdd, false>(a, depth, rows, depth, b, b_stride, columns, c);
+}
+
+// make()(row, count) for blocks of kBlockRows rows, dealt out to threads; a thread makes one.
+template <class F>
+void for_blocks(int64_t rows, ParallelFor parallel_for, int64_t threads, const F& make) {
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+  std::atomic<int64_t> next{0};
+  run(parallel_for, std::max<int64_t>(1, std::min(threads, blocks)), [&](int64_t) {
+    auto f = make();
+    for (int64_t b; (b = next.fetch_add(1, std::memory_order_relaxed)) < blocks;)
+      f(b * kBlockRows, int(std::min<int64_t>(kBlockRows, rows - b * kBlockRows)));
+  });
+}
+
+template <class T>
+Buffer<T> transpose(const T* weight, int64_t rows, int64_t columns) {
+  Buffer<T> result = allocate<T>(rows * columns);
+  constexpr int64_t tile = 16;
+  for (int64_t c = 0; c < columns; c += tile)
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = c; i < std::min(c + tile, columns); ++i)
+        result[i * rows + r] = weight[r * columns + i];
+  return result;
 }
 
 }  // namespace

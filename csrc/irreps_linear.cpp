@@ -193,9 +193,74 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
   });
 }
 
+// ------------------------------------------------------------------ the gradient of the weights
+
+// Rows (node, m) of `width` irreps of dimension `dim`: to[(node, m) * stride + u]. `from` is where
+// the first of them starts in a row of x.
+template <class T>
+void pack_irreps(const Task& task, const Typed& typed, const T* from, int64_t row_size,
+                 int64_t width, int64_t dim, int64_t stride, T* to) {
+  with_dim(int(dim), [&](auto D) {
+    const int64_t d = D ? int64_t(D) : dim;
+    for (int64_t i = task.first; i < task.last; ++i, to += d * stride) {
+      const T* row = from + (typed.node ? typed.node[i] : i) * row_size;
+      for (int64_t m = 0; m < d; ++m)
+        for (int64_t u = 0; u < width; ++u) to[m * stride + u] = row[u * d + m];
+    }
+  });
+}
+
+// Columns of the weights of one path and type belong to one task, which goes through the type's
+// nodes in their order: for any number of threads a sum has one order.
+template <class T>
+void dweight(const T* x, const T* grad, const Typed& typed, const int64_t* tables, T* result,
+             ParallelFor parallel_for, int64_t threads) {
+  const auto& header = *reinterpret_cast<const LinearHeader*>(tables);
+  const auto* paths = reinterpret_cast<const LinearPath*>(&header + 1);
+  constexpr int64_t width = 2 * kTileVectors * kLanes<T>, depth = 128;
+  struct Columns {
+    const LinearPath* path;
+    int64_t type, first, count;
+  };
+  std::vector<Columns> tasks;
+  int64_t most_in = 0, most_rows = 0;
+  for (int64_t i = 0; i < header.num_paths; ++i) {
+    most_in = std::max<int64_t>(most_in, round_up(int(paths[i].mul_in), kTileRows));
+    most_rows = std::max(most_rows, std::max(depth, paths[i].dim));
+    for (int64_t type = 0; type < typed.num_types; ++type)
+      for (int64_t w = 0; w < paths[i].mul_out; w += width)
+        tasks.push_back({&paths[i], type, w, std::min(width, paths[i].mul_out - w)});
+  }
+  std::fill_n(result, typed.num_types * header.weight_numel, T(0));
+  std::atomic<size_t> next{0};
+  run(parallel_for, threads, [&](int64_t) {
+    const Buffer<T> a = zeros<T>(most_rows * most_in), b = zeros<T>(most_rows * width);
+    std::vector<T*> c(most_in);
+    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks.size();) {
+      const auto [path, type, column, columns] = tasks[i];
+      const int64_t stride = round_up(int(path->mul_in), kTileRows);
+      const int64_t nodes = std::max<int64_t>(1, depth / path->dim);
+      T* to = result + type * header.weight_numel + path->weight + column;
+      std::fill(c.begin(), c.end(), nullptr);
+      for (int64_t u = 0; u < path->mul_in; ++u) c[u] = to + u * path->mul_out;
+      const int64_t end = typed.type_end ? typed.type_end[type] : typed.num_nodes;
+      for (int64_t n = type && typed.type_end ? typed.type_end[type - 1] : 0; n < end; n += nodes) {
+        const Task task{nullptr, type, n, std::min(n + nodes, end), 0};
+        pack_irreps(task, typed, x + path->in, header.dim_in, path->mul_in, path->dim, stride,
+                    a.get());
+        pack_irreps(task, typed, grad + path->out + column * path->dim, header.dim_out, columns,
+                    path->dim, columns, b.get());
+        gemm_rows<T, kTileRows, true, true>(a.get(), stride, int(path->mul_in),
+                                            (task.last - task.first) * path->dim, b.get(), columns,
+                                            columns, c.data());
+      }
+    }
+  });
+}
+
 }  // namespace
 
 extern const IrrepsLinear irreps_linear;
-const IrrepsLinear irreps_linear = {apply<float>, apply<double>};
+const IrrepsLinear irreps_linear = {apply<float>, apply<double>, dweight<float>, dweight<double>};
 
 }  // namespace fastmlip::FASTMLIP_ISA

@@ -29,6 +29,11 @@ struct IrrepsLinear {
                     bool transposed, float* out, ParallelFor, int64_t threads);
   void (*apply_f64)(const double* x, const double* weight, const Typed&, const int64_t* tables,
                     bool transposed, double* out, ParallelFor, int64_t threads);
+  // dweight: the gradient of weight, where grad is that of out
+  void (*dweight_f32)(const float* x, const float* grad, const Typed&, const int64_t* tables,
+                      float* dweight, ParallelFor, int64_t threads);
+  void (*dweight_f64)(const double* x, const double* grad, const Typed&, const int64_t* tables,
+                      double* dweight, ParallelFor, int64_t threads);
 };
 
 }  // namespace fastmlip

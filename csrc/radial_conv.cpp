@@ -90,18 +90,6 @@ class Chunks {
   int64_t base_ = 0;
 };
 
-// f(row, count) for blocks of kBlockRows rows, dealt out to threads.
-template <class F>
-void for_blocks(int64_t rows, ParallelFor parallel_for, int64_t threads, const F& make) {
-  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-  std::atomic<int64_t> next{0};
-  run(parallel_for, std::max<int64_t>(1, std::min(threads, blocks)), [&](int64_t) {
-    auto f = make();
-    for (int64_t b; (b = next.fetch_add(1, std::memory_order_relaxed)) < blocks;)
-      f(b * kBlockRows, int(std::min<int64_t>(kBlockRows, rows - b * kBlockRows)));
-  });
-}
-
 template <class T>
 struct ChunkRows {
   const Chunk& chunk;

@@ -8,17 +8,6 @@
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
 
-template <class T>
-Buffer<T> transpose(const T* weight, int64_t rows, int64_t columns) {
-  Buffer<T> result = allocate<T>(rows * columns);
-  constexpr int64_t tile = 16;
-  for (int64_t c = 0; c < columns; c += tile)
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = c; i < std::min(c + tile, columns); ++i)
-        result[i * rows + r] = weight[r * columns + i];
-  return result;
-}
-
 // Weights [inputs, width] of the first layer, [width, width] of the others, one behind the other.
 template <class T>
 struct HiddenLayers {

@@ -79,6 +79,12 @@ inline void prefetch_soon(const T* from) {
 template <class T>
 inline Vec<T> load_some(const T* from, int count) {
   if (__builtin_expect(count >= kLanes<T>, 1)) return load(from);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+  else
+    return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), from);
+#endif
   alignas(64) T lanes[kLanes<T>] = {};
   std::memcpy(lanes, from, count * sizeof(T));
   return load(lanes);
@@ -87,6 +93,12 @@ inline Vec<T> load_some(const T* from, int count) {
 template <class T>
 inline void store_some(T* to, Vec<T> v, int count) {
   if (__builtin_expect(count >= kLanes<T>, 1)) return store(to, v);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)v);
+  else
+    return _mm512_mask_storeu_pd(to, __mmask8((1u << count) - 1), (__m512d)v);
+#endif
   std::memcpy(to, &v, count * sizeof(T));
 }
 

@@ -294,8 +294,8 @@ def test_a_model_without_interactions_fails():
 
 
 def test_exit_status_and_what_failed(monkeypatch, config, tmp_path):
-    run = fastmlip.ops.tensor_product_conv
-    monkeypatch.setattr(fastmlip.ops, "tensor_product_conv", lambda *o: run(*o) * float("nan"))
+    run = fastmlip.ops.radial_conv
+    monkeypatch.setattr(fastmlip.ops, "radial_conv", lambda *o: run(*o) * float("nan"))
     file = tmp_path / "report.json"
     result = invoke(config, *only(["energies"]), "--json", file)
     assert result.exit_code == 1 and "failed: energies" in result.output

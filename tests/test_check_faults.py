@@ -9,15 +9,18 @@ from nequip_cases import build, rattled
 
 import fastmlip
 from fastmlip import ops
-from fastmlip.integrations.nequip import edge_embedding, per_type_scale_shift
+from fastmlip.integrations.nequip import edge_embedding, interaction_block, per_type_scale_shift
 from fastmlip.problem import Path, clebsch_gordan
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
-CONV, EDGES, SCALE, ZBL = (
+CONV, EDGES, LINEAR, PAIRS, SCALE, ZBL = (
     importlib.import_module(f"fastmlip.ops.{name}")
-    for name in ("tensor_product_conv", "edge_embedding", "scale_shift", "zbl")
-)
+    for name in (
+        "tensor_product_conv", "edge_embedding", "irreps_linear", "pair_linear", "scale_shift",
+        "zbl",
+    )
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,15 +84,12 @@ def missing_number_of_neighbours(patch):
 
 
 def swapped_index(patch):
-    run = ops.tensor_product_conv
-    patch.setattr(
-        ops, "tensor_product_conv",
-        lambda x, attr, weight, dst, src, *more: run(x, attr, weight, src, dst, *more),
-    )  # fmt: skip
+    run = interaction_block.edge_order
+    patch.setattr(interaction_block, "edge_order", lambda dst, src, nodes: run(src, dst, nodes))
 
 
 def unsorted_taken_as_sorted(patch):
-    right = CONV.edge_order
+    right = interaction_block.edge_order
 
     def order(edge_dst, edge_src, nodes):
         table = right(edge_dst, edge_src, nodes).clone()
@@ -98,7 +98,7 @@ def unsorted_taken_as_sorted(patch):
         parts[3].copy_(edge_src)
         return table
 
-    patch.setattr(CONV, "edge_order", order)
+    patch.setattr(interaction_block, "edge_order", order)
 
 
 def through_float32(patch):
@@ -109,15 +109,16 @@ def through_float32(patch):
 
 
 def scaled(rungs, rung, which, factor):
-    """One output of one rung is off by a factor; the value itself stays right."""
+    """One output of one rung, or (None) its only one, is off by a factor."""
 
     def fault(patch):
         run = rungs[rung]
 
         def wrong(*operands):
-            out = list(run(*operands))
-            out[which] = out[which] * factor
-            return tuple(out)
+            out = run(*operands)
+            if which is None:
+                return out * factor
+            return (*out[:which], out[which] * factor, *out[which + 1 :])
 
         patch.setitem(rungs, rung, wrong)
 
@@ -179,14 +180,20 @@ def depends_on_the_hand(patch):
     bessel(patch, hand)
 
 
+def shared_by_all(patch):
+    """Edges take the radial weights of others."""
+    run = ops.edge_pair
+    patch.setattr(ops, "edge_pair", lambda *operands: torch.zeros_like(run(*operands)))
+
+
 def depends_on_the_batch(patch):
-    run = ops.tensor_product_conv
+    run = ops.radial_conv
 
     def wrong(*operands):
         out = run(*operands)
         return out * (1 + 1e-6 * out.square().mean())
 
-    patch.setattr(ops, "tensor_product_conv", wrong)
+    patch.setattr(ops, "radial_conv", wrong)
 
 
 def types_by_number(patch):
@@ -211,21 +218,21 @@ def race(patch):
 
 def unwritten_rows(patch):
     """Rows of atoms without edges are what the memory held before: most often zeros."""
-    run = ops.tensor_product_conv
+    run = ops.radial_conv
 
-    def wrong(x, attr, weight, dst, *more):
-        out = run(x, attr, weight, dst, *more)
+    def wrong(x, attr, radial, weight, dst, *more):
+        out = run(x, attr, radial, weight, dst, *more)
         lonely = torch.bincount(dst, minlength=len(x)) == 0
         return torch.where(lonely[:, None], torch.empty_like(out), out)
 
-    patch.setattr(ops, "tensor_product_conv", wrong)
+    patch.setattr(ops, "radial_conv", wrong)
 
 
 def raises(patch):
     def wrong(*operands):
         raise RuntimeError("launch failed")
 
-    patch.setattr(ops, "tensor_product_conv", wrong)
+    patch.setattr(ops, "radial_conv", wrong)
 
 
 # a fault, the checks that must see it, and some that it must pass: a fault is not just noise
@@ -258,6 +265,22 @@ FAULTS = {
         lost_term,
         ["parameter gradients", "gradients, differences", "Hessian symmetry"],
         ["forces", "forces, differences"],
+    ),
+    "pairs": (shared_by_all, ["energies", "forces"], ["rotations", "forces, differences"]),
+    "radial network backward": (
+        scaled(PAIRS._LADDER, "dx", None, 1.001),
+        ["forces", "stress", "forces, differences", "parameter gradients"],
+        ["energies", "rotations"],
+    ),
+    "radial network, gradient of weights": (
+        scaled(PAIRS._LADDER, "dweight", None, 1.001),
+        ["parameter gradients", "gradients, differences"],
+        ["energies", "forces", "Hessian"],
+    ),
+    "linear maps, gradient of weights": (
+        scaled(LINEAR._LADDER, "dweight", None, 1.001),
+        ["parameter gradients", "gradients, differences"],
+        ["energies", "forces", "Hessian"],
     ),
     "embedding double backward": (
         scaled(EDGES._CPP, "double_backward", 5, 1.01), ["Hessian", "Hessian, differences"],

@@ -7,7 +7,7 @@ import torch
 from e3nn import o3
 
 from fastmlip import nn, ops, use_backend
-from fastmlip.integrations.nequip.linear import FrozenLinear, TypedLinear
+from fastmlip.integrations.nequip.linear import FoldedLinear, TypedLinear
 from fastmlip.ops.irreps_linear import LinearProblem, reference
 from fastmlip.testing import OPERATORS, assert_close, derivatives, poison_empty
 
@@ -38,18 +38,6 @@ def test_sizes(name, nodes, ghosts):
         assert_close(one.value, other.value, 1, one.name)
 
 
-def test_gradients_of_weights():
-    """Composed of torch's products."""
-    case = OP.cases["types and high l"]
-    x, weight, types = OP.make_inputs(case)
-    got, want = (
-        derivatives(lambda x, w: f(x, w, case.linear, types), (x, weight), 2)  # noqa: B023
-        for f in (ops.irreps_linear, reference)
-    )
-    for one, other in zip(got, want, strict=True):
-        assert_close(one.value, other.value, 1, one.name)
-
-
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize(
     ("irreps_in", "irreps_out"),
@@ -59,7 +47,7 @@ def test_it_is_e3nns_linear(irreps_in, irreps_out, backend):
     linear = o3.Linear(irreps_in, irreps_out).double().requires_grad_(False)
     x = torch.randn(11, linear.irreps_in.dim, dtype=torch.float64)
     with use_backend(backend):
-        assert_close(FrozenLinear(linear)(x, linear), linear(x), 0)
+        assert_close(FoldedLinear(linear)(x, linear), linear(x), 0)
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
@@ -121,6 +109,13 @@ CASE = OP.cases["types and high l"]
 def test_bad_arguments(changes, error, message):
     operands = OP.arguments(OP.make_inputs(CASE), CASE) | changes
     with pytest.raises(error, match=message):
+        ops.irreps_linear(**operands)
+
+
+@pytest.mark.parametrize("value", [5, -1])
+def test_the_reference_refuses_types_out_of_range(value):
+    operands = OP.arguments(OP.make_inputs(CASE), CASE) | {"types": torch.full((37,), value)}
+    with use_backend("reference"), pytest.raises(RuntimeError, match=r"types: .*num_types"):
         ops.irreps_linear(**operands)
 
 

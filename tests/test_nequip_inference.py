@@ -1,4 +1,4 @@
-"""Models with frozen parameters: radial networks once per pair, inside the convolution."""
+"""Radial networks once per pair; with frozen parameters inside the convolution."""
 
 from functools import lru_cache
 
@@ -7,6 +7,7 @@ import torch
 from nequip_cases import (
     CONFIGS,
     build,
+    exact,
     force_loss_gradients,
     outputs,
     relative_error,
@@ -48,9 +49,10 @@ def assert_same_outputs(got, want, bound):
 
 @pytest.mark.parametrize(("config", "dtype"), CASES)
 def test_outputs_match_stock(config, dtype):
-    stock, fast = build(config, dtype), frozen(config, dtype)
+    fast = frozen(config, dtype)
+    truth = exact(config, fast)
     for frame in data().values():
-        assert_same_outputs(outputs(fast, frame), outputs(stock, frame), BOUND[dtype])
+        assert_same_outputs(outputs(fast, frame), outputs(truth, frame), BOUND[dtype])
 
 
 @pytest.mark.parametrize("depth", [0, 2, 3])
@@ -66,22 +68,29 @@ def test_radial_networks_of_any_depth(depth, monkeypatch):
     assert calls and all((call[-1] is None) == (depth == 0) for call in calls)
 
 
-def test_which_forward_runs(monkeypatch):
-    """With frozen parameters ours, with one that can be trained the host's."""
-    calls = []
-    kernel = fastmlip.ops.radial_conv
-    monkeypatch.setattr(
-        fastmlip.ops, "radial_conv", lambda *operands: calls.append(operands) or kernel(*operands)
-    )
+def operators_of(run):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        run()
+    prefix = "fastmlip::"
+    return {e.key.removeprefix(prefix) for e in seen.key_averages() if e.key.startswith(prefix)}
+
+
+def test_which_operators_run():
+    """Rows of the radial network are made inside the convolution where its parameters are frozen,
+    and gradients of parameters in training alone."""
     model, frame = frozen("tiny"), data()["bulk"]
-    outputs(model, frame)
-    assert len(calls) == CONFIGS["tiny"]["num_layers"]
-    next(model.parameters()).requires_grad_()
-    outputs(model, frame)  # the type embedding is no part of a block
-    assert len(calls) == 2 * CONFIGS["tiny"]["num_layers"]
+    fused = {"radial_conv_cpu", "radial_conv_backward_cpu"}
+    assert fused <= operators_of(lambda: outputs(model, frame))
+    next(model.parameters()).requires_grad_()  # the type embedding is no part of a block
+    assert fused <= operators_of(lambda: outputs(model, frame))
     model.requires_grad_()
-    outputs(model, frame)
-    assert len(calls) == 2 * CONFIGS["tiny"]["num_layers"]
+    found = operators_of(lambda: outputs(model, frame))
+    assert {"pair_linear_cpu", "pair_linear_dx_cpu", "irreps_linear_cpu"} <= found
+    assert not {name for name in found if "dweight" in name or name in fused}
+    found = operators_of(lambda: force_loss_gradients(model, frame))
+    assert {"pair_linear_dweight_cpu", "irreps_linear_dweight_cpu"} <= found
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not {n for n in operators_of(lambda: outputs(model, frame)) if "linear" in n}
 
 
 def test_pairs_are_found_and_leave_nothing_in_the_output(monkeypatch):

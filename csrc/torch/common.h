@@ -57,6 +57,21 @@ inline void expect_shape(const char* name, const Tensor& t, int64_t rows, int64_
          rows, ", ", columns, "]");
 }
 
+// An edge of each pair stands for both, and for itself.
+inline void expect_pairs(const Tensor& edge_pair, int64_t edges) {
+  expect(edge_pair.dim() == 1 && edge_pair.size(0) == edges &&
+             edge_pair.scalar_type() == ScalarType::Long && edge_pair.is_contiguous(),
+         "edge_pair: expected int64 of shape [E], one behind the other");
+  const int64_t* pair = edge_pair.const_data_ptr<int64_t>();
+  for (int64_t e = 0; e < edges; ++e)
+    expect(pair[e] >= 0 && pair[e] < edges, "edge_pair[", e, "] = ", pair[e],
+           " is out of range: expected 0 <= index < E = ", edges);
+  for (int64_t e = 0; e < edges; ++e)
+    expect(pair[pair[e]] == pair[e], "edge_pair[", e, "] = ", pair[e],
+           ", which stands for others: expected it to stand for itself, got edge_pair[", pair[e],
+           "] = ", pair[pair[e]]);
+}
+
 inline Tensor packed(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);  // which costs a dispatch
 }

@@ -1,4 +1,4 @@
-// fastmlip::irreps_linear_cpu.
+// fastmlip::irreps_linear_cpu and the gradient of its weights.
 #include "../irreps_linear.h"
 
 #include <optional>
@@ -49,6 +49,31 @@ struct Sorted {
   }
 };
 
+// What the kernels take of the types: nothing, where there is one set of weights.
+struct Types {
+  std::optional<Sorted> sorted;
+  int64_t num_types, num_nodes;
+
+  Types(const std::optional<Tensor>& types_any, int64_t num_nodes, int64_t num_types)
+      : num_types(num_types), num_nodes(num_nodes) {
+    expect(types_any || num_types == 1, "types: expected where weight has a row for each type");
+    if (!types_any || num_types == 1) return;
+    const Tensor types = packed(*types_any);
+    expect(types.scalar_type() == ScalarType::Long && types.numel() >= num_nodes,
+           "types: expected an int64 entry for each row of x");
+    sorted.emplace(types.const_data_ptr<int64_t>(), num_nodes, num_types);
+  }
+
+  Typed typed() const {
+    return {sorted ? sorted->node.data() : nullptr, sorted ? sorted->type_end.data() : nullptr,
+            num_types, num_nodes};
+  }
+};
+
+int64_t threads(int64_t nodes, const LinearHeader& header) {
+  return parts(nodes * header.weight_numel / (1 << 18));
+}
+
 Tensor irreps_linear_cpu(const Tensor& x_any, const Tensor& weight_any,
                          const std::optional<Tensor>& types_any, const Tensor& tables,
                          int64_t dim_out, bool transposed) {
@@ -60,31 +85,47 @@ Tensor irreps_linear_cpu(const Tensor& x_any, const Tensor& weight_any,
   const int64_t num_types = weight_any.dim() == 2 ? weight_any.size(0) : 0;
   expect(num_types > 0 && weight_any.size(1) == header.weight_numel,
          "weight: expected weight_numel = ", header.weight_numel, " columns");
-  expect(types_any || num_types == 1, "types: expected where weight has a row for each type");
   const Tensor x = packed(x_any), weight = packed(weight_any);
   expect(weight.scalar_type() == x.scalar_type(), "weight: expected the dtype of x");
-  std::optional<Sorted> sorted;
-  if (types_any && num_types > 1) {
-    const Tensor types = packed(*types_any);
-    expect(types.scalar_type() == ScalarType::Long && types.numel() >= nodes,
-           "types: expected an int64 entry for each row of x");
-    sorted.emplace(types.const_data_ptr<int64_t>(), nodes, num_types);
-  }
-  const Typed typed{sorted ? sorted->node.data() : nullptr,
-                    sorted ? sorted->type_end.data() : nullptr, num_types, nodes};
+  const Types types(types_any, nodes, num_types);
   Tensor out = empty({nodes, dim_out}, x.scalar_type());
-  const int64_t threads = parts(nodes * header.weight_numel / (1 << 18));
   auto apply = [&](auto kernel, auto zero) {
     using T = decltype(zero);
-    kernel(x.const_data_ptr<T>(), weight.const_data_ptr<T>(), typed,
+    kernel(x.const_data_ptr<T>(), weight.const_data_ptr<T>(), types.typed(),
            tables.const_data_ptr<int64_t>(), transposed, out.mutable_data_ptr<T>(), parallel_for,
-           threads);
+           threads(nodes, header));
   };
   if (x.scalar_type() == ScalarType::Double)
     apply(irreps_linear().apply_f64, 0.0);
   else
     apply(irreps_linear().apply_f32, 0.0f);
   return out;
+}
+
+Tensor irreps_linear_dweight_cpu(const Tensor& x_any, const Tensor& grad_any,
+                                 const std::optional<Tensor>& types_any, const Tensor& tables,
+                                 int64_t num_types, int64_t weight_numel) {
+  const LinearHeader& header = check_linear(tables);
+  const int64_t nodes = x_any.dim() ? x_any.size(0) : 0;
+  expect_shape("x", x_any, nodes, header.dim_in);
+  expect_shape("grad", grad_any, nodes, header.dim_out);
+  expect(num_types > 0, "num_types: expected at least one");
+  expect(weight_numel == header.weight_numel, "weight_numel: not that of this table");
+  const Tensor x = packed(x_any), grad = packed(grad_any);
+  expect(grad.scalar_type() == x.scalar_type(), "grad: expected the dtype of x");
+  const Types types(types_any, nodes, num_types);
+  Tensor dweight = empty({num_types, weight_numel}, x.scalar_type());
+  auto apply = [&](auto kernel, auto zero) {
+    using T = decltype(zero);
+    kernel(x.const_data_ptr<T>(), grad.const_data_ptr<T>(), types.typed(),
+           tables.const_data_ptr<int64_t>(), dweight.mutable_data_ptr<T>(), parallel_for,
+           threads(nodes, header));
+  };
+  if (x.scalar_type() == ScalarType::Double)
+    apply(irreps_linear().dweight_f64, 0.0);
+  else
+    apply(irreps_linear().dweight_f32, 0.0f);
+  return dweight;
 }
 
 }  // namespace
@@ -94,8 +135,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
       "irreps_linear_cpu(Tensor x, Tensor weight, Tensor? types, Tensor tables, SymInt dim_out, "
       "bool transposed) -> Tensor");
+  m.def(
+      "irreps_linear_dweight_cpu(Tensor x, Tensor grad, Tensor? types, Tensor tables, SymInt "
+      "num_types, SymInt weight_numel) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {
   m.impl("irreps_linear_cpu", TORCH_BOX(&fastmlip::irreps_linear_cpu));
+  m.impl("irreps_linear_dweight_cpu", TORCH_BOX(&fastmlip::irreps_linear_dweight_cpu));
 }

@@ -47,7 +47,7 @@ struct Call {
     expect(!pair || !first, "edge_pair and first_row: give one of them at most");
     expect(!hidden || !first, "hidden and first_row: give one of them at most");
     first ? check_spline() : check_network();
-    check_index("edge_pair", pair, edges);
+    if (pair) expect_pairs(*pair, edges);
     check_order(order, nodes, edges);
   }
 
@@ -56,7 +56,11 @@ struct Call {
                weight.size(2) == kSplineBlock,
            "weight: expected the table of weight_numel columns");
     expect(radial.size(1) == 1, "radial: expected one column");
-    check_index("first_row", first, weight.size(1) - kSplinePieces + 1);
+    expect(first->dim() == 1 && first->size(0) == edges,
+           "first_row: expected an entry for each edge");
+    const int64_t *row = first->const_data_ptr<int64_t>(), rows = weight.size(1);
+    for (int64_t e = 0; e < edges; ++e)
+      expect(row[e] >= 0 && row[e] + kSplinePieces <= rows, "first_row: out of range");
   }
 
   void check_network() const {
@@ -68,14 +72,6 @@ struct Call {
              "hidden: its layers do not fit radial and weight");
     else
       expect(rows == width, "weight: rows do not fit the columns of radial");
-  }
-
-  void check_index(const char* name, const Maybe& index, int64_t limit) const {
-    if (!index) return;
-    expect(index->dim() == 1 && index->size(0) == edges, name, ": expected an entry for each edge");
-    const int64_t* values = index->const_data_ptr<int64_t>();
-    for (int64_t e = 0; e < edges; ++e)
-      expect(values[e] >= 0 && values[e] < limit, name, ": out of range");
   }
 
   // of the hidden layers

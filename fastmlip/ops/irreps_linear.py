@@ -8,10 +8,9 @@ irrep, u and w counting its multiplicities and m its components::
 which is e3nn's ``Linear``, and its ``FullyConnectedTensorProduct`` with scalars that depend on the
 type alone, once path weights (and those scalars) are multiplied into ``weight``.
 
-One operator is its own derivative: the gradient of ``x`` is the same map with the weights
-transposed, which the C++ operator reads as they lie. A ``weight`` that requires a gradient takes
-the reference, as does every backend but the C++ one: for frozen models this operator is, the
-others are matrix products for torch.
+The sum of ``grad * out`` is linear in each of ``x``, ``weight`` and ``grad``. Two operators are its
+derivatives: this map, which with the weights transposed, read as they lie, is that with respect to
+``x``, and ``dweight``. Their own derivatives are the same two, to any order.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ import torch
 from e3nn.o3 import Irreps
 
 from fastmlip import backend
-from fastmlip.ops.ladder import Rung, ladder
+from fastmlip.ops.edge_order import assert_in_range
+from fastmlip.ops.ladder import Rung, asked, ladder
 
 Tensor = torch.Tensor
 
@@ -104,8 +104,9 @@ def irreps_linear(
         RuntimeError: a type out of range.
     """
     _check(x, weight, problem, types)
-    composed = weight.requires_grad and torch.is_grad_enabled()
-    if composed or backend.choose(x) != "cpp":
+    if backend.choose(x) != "cpp":
+        if types is not None:
+            assert_in_range(types[: x.shape[0]], "types", weight.shape[0], "num_types")
         return reference(x, weight, problem, types)
     if tables is None:
         tables = problem.tables()
@@ -145,16 +146,15 @@ def reference(
     x: Tensor, weight: Tensor, problem: LinearProblem, types: Tensor | None = None
 ) -> Tensor:
     """The formula of this page; differentiable by torch's own autograd to any order."""
-    nodes = x.shape[0]
-    one_hot = x.new_ones(nodes, 1)
-    if types is not None:
-        one_hot = torch.nn.functional.one_hot(types[:nodes], weight.shape[0]).to(x.dtype)
+    nodes, types = x.shape[0], x.new_zeros(1).long() if types is None else types
+    # rows of a type alone, so that a number that is not finite reaches no other
+    mine = (types[:nodes, None] == torch.arange(weight.shape[0], device=x.device))[..., None, None]
     out = x.new_zeros(nodes, problem.dim_out)
     for start, mul_in, end, mul_out, dim, first in problem.paths:
-        block = x[:, start : start + mul_in * dim].reshape(nodes, mul_in, dim)
+        block = x[:, start : start + mul_in * dim].reshape(nodes, 1, mul_in, dim)
         w = weight[:, first : first + mul_in * mul_out].reshape(weight.shape[0], mul_in, mul_out)
-        of_each_type = torch.einsum("num,tuw->ntwm", block, w)
-        result = torch.einsum("ntwm,nt->nwm", of_each_type, one_hot).flatten(1)
+        of_each_type = torch.einsum("ntum,tuw->ntwm", torch.where(mine, block, 0), w)
+        result = torch.where(mine, of_each_type, 0).sum(1).flatten(1)
         out = out + torch.nn.functional.pad(result, (end, problem.dim_out - end - mul_out * dim))
     return out
 
@@ -164,16 +164,33 @@ def reference(
 
 def _save(ctx, inputs, output) -> None:
     x, weight, types, tables, _, transposed = inputs
-    ctx.save_for_backward(weight, types, tables)
-    ctx.dim_in, ctx.transposed = x.shape[1], transposed
+    ctx.save_for_backward(x, weight, types, tables)
+    ctx.transposed = transposed
 
 
 def _vjp(rungs, ctx, grad):
-    if ctx.needs_input_grad[1]:
-        raise NotImplementedError("irreps_linear_cpu: weight has no gradient; call irreps_linear")
-    weight, types, tables = ctx.saved_tensors
-    dx = rungs["apply"](grad, weight, types, tables, ctx.dim_in, not ctx.transposed)
-    return dx, None, None, None, None, None
+    x, weight, types, tables = ctx.saved_tensors
+    wanted, dx, dweight = asked(ctx), None, None
+    if wanted[0]:
+        dx = rungs["apply"](grad, weight, types, tables, x.shape[1], not ctx.transposed)
+    if wanted[1]:
+        ends = (grad, x) if ctx.transposed else (x, grad)
+        dweight = rungs["dweight"](*ends, types, tables, *weight.shape)
+    return dx, dweight, None, None, None, None
+
+
+def _save_dweight(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:4])
+
+
+def _dweight_vjp(rungs, ctx, h):
+    x, grad, types, tables = ctx.saved_tensors
+    wanted, dx, dgrad = asked(ctx), None, None
+    if wanted[0]:
+        dx = rungs["apply"](grad, h, types, tables, x.shape[1], True)
+    if wanted[1]:
+        dgrad = rungs["apply"](x, h, types, tables, grad.shape[1], False)
+    return dx, dgrad, None, None, None, None
 
 
 if backend.load_extension() is None:
@@ -182,4 +199,14 @@ if backend.load_extension() is None:
     def _(x, weight, types, tables, dim_out, transposed):
         return x.new_empty((x.shape[0], dim_out))
 
-    _LADDER = ladder({"apply": Rung(torch.ops.fastmlip.irreps_linear_cpu.default, _save, _vjp)})
+    @torch.library.register_fake("fastmlip::irreps_linear_dweight_cpu")
+    def _(x, grad, types, tables, num_types, weight_numel):
+        return x.new_empty((num_types, weight_numel))
+
+    _OPS = torch.ops.fastmlip
+    _LADDER = ladder(
+        {
+            "apply": Rung(_OPS.irreps_linear_cpu.default, _save, _vjp),
+            "dweight": Rung(_OPS.irreps_linear_dweight_cpu.default, _save_dweight, _dweight_vjp),
+        }
+    )

@@ -37,6 +37,21 @@ def ladder(rungs: dict[str, Rung]) -> dict[str, Callable[..., Any]]:
     return calls
 
 
+def asked(ctx: Any) -> list[bool]:
+    """Whether the backward pass that runs needs the gradient of each operand.
+
+    ``needs_input_grad`` says whether any pass would: forces, of a model that can be trained, need
+    no gradient of its parameters.
+    """
+    nodes = (node for node, _ in ctx.next_functions if node is not None)
+    return [needs and _runs(next(nodes)) for needs in ctx.needs_input_grad]
+
+
+def _runs(node: Any) -> bool:
+    leaf = not node.next_functions  # of which torch does not say it in autograd.grad
+    return leaf or torch._C._will_engine_execute_node(node)
+
+
 def _call(operator: Any, save: Callable[..., None], vjp: Callable[..., Any]) -> Callable[..., Any]:
     class Eager(torch.autograd.Function):
         # without a setup_context, for which torch would inspect signatures at every call

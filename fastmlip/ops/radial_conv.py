@@ -18,7 +18,8 @@ cache, in the forward and in the backward pass, which also sums what goes back t
 products of the first form are kept for the backward pass where those of all pairs fit into 128 MiB,
 and made again otherwise. Second derivatives are composed of :mod:`tensor_product_conv` and matrix
 products, and hold ``[E, weight_numel]`` tensors. So does everything where ``weight`` or ``hidden``
-require a gradient, and on every backend but the C++ one: for training, make edge_weight yourself.
+require a gradient, with layers of :mod:`fastmlip.ops.pair_linear`, and on every backend but the C++
+one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from fastmlip import backend
 from fastmlip.ops import _spline as spline
 from fastmlip.ops.edge_order import edge_order
 from fastmlip.ops.ladder import Rung, ladder
+from fastmlip.ops.pair_linear import pair_linear
 from fastmlip.ops.tensor_product_conv import reference as conv_reference
 from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.problem import TensorProductProblem
@@ -67,7 +69,8 @@ def radial_conv(
         edge_src: senders ``[E]``, likewise.
         problem: irreps and instructions.
         tables: ``problem.tables()`` on the device of ``x``, where the caller keeps it.
-        edge_pair: ``[E]`` int64, the edge whose row of ``radial`` an edge takes.
+        edge_pair: ``[E]`` int64, the edge whose row of ``radial`` an edge takes; an edge that
+            stands for others stands for itself.
         first_row: ``[E]`` int64, the first of the six rows of coefficients that an edge takes.
         order: :func:`fastmlip.ops.edge_order` of the edges, where the caller keeps it.
         hidden: weights of the hidden layers, flat, one behind the other: ``[columns, width]`` and
@@ -79,11 +82,13 @@ def radial_conv(
     """
     _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair, first_row, hidden)
     trained = weight.requires_grad or (hidden is not None and hidden.requires_grad)
-    if backend.choose(x) != "cpp" or (trained and torch.is_grad_enabled()):
-        edge_weight = edge_weights(
-            radial, weight, edge_pair, first_row, hidden, problem.weight_numel
+    trained = trained and torch.is_grad_enabled()
+    if backend.choose(x) != "cpp" or trained:
+        make = _trained_weights if trained else edge_weights
+        edge_weight = make(radial, weight, edge_pair, first_row, hidden, problem.weight_numel)
+        return tensor_product_conv(
+            x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables, order
         )
-        return tensor_product_conv(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables)
     if tables is None:
         tables = problem.tables()
     if order is None:
@@ -225,6 +230,23 @@ def edge_weights(
     for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
         rows = torch.nn.functional.silu(rows @ layer)
     return _from_rows(rows, weight, edge_pair, first_row, weight_numel)
+
+
+def _trained_weights(
+    radial: Tensor,
+    weight: Tensor,
+    edge_pair: Tensor | None,
+    first_row: Tensor | None,
+    hidden: Tensor | None,
+    weight_numel: int,
+) -> Tensor:
+    """The same, with rows of all layers made once for each pair."""
+    if edge_pair is None:
+        return edge_weights(radial, weight, edge_pair, first_row, hidden, weight_numel)
+    rows = radial
+    for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
+        rows = torch.nn.functional.silu(pair_linear(rows, layer, edge_pair))
+    return pair_linear(rows, weight, edge_pair)
 
 
 def _from_rows(

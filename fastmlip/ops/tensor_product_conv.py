@@ -47,6 +47,7 @@ def tensor_product_conv(
     edge_src: Tensor,
     problem: TensorProductProblem,
     tables: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """The convolution of this page: ``[N, irreps_out.dim]`` in ``mul_ir`` layout.
 
@@ -58,6 +59,7 @@ def tensor_product_conv(
         edge_src: senders ``[E]``, likewise.
         problem: irreps and instructions.
         tables: ``problem.tables()`` on the device of ``x``, where the caller keeps it.
+        order: :func:`fastmlip.ops.edge_order` of the edges, where the caller keeps it.
 
     Under autocast the operands may differ in dtype: the sum runs in their common dtype, at least
     float32, and the result has the dtype that NequIP's own layer gives, float32 for a half ``x``.
@@ -80,7 +82,10 @@ def tensor_product_conv(
         return reference(x, edge_attr, edge_weight, edge_dst, edge_src, problem).to(dtype)
     if tables is None:
         tables = problem.tables().to(x.device)
-    order = edge_order(edge_dst, edge_src, x.shape[0])
+    if order is None:
+        order = edge_order(edge_dst, edge_src, x.shape[0])
+    elif order.shape != (2 * (x.shape[0] + 1) + 4 * edge_dst.shape[0],):
+        raise ValueError(f"order: not the edge_order of these edges, got {tuple(order.shape)}")
     operands = (x, edge_attr, edge_weight, order, tables)
     if which == "cpp":
         out = _CPP["forward"](*operands, problem.dim_out)

@@ -1,11 +1,11 @@
-"""NequIP's ``InteractionBlock``: with frozen parameters, on :func:`fastmlip.ops.radial_conv`.
+"""NequIP's ``InteractionBlock`` on :func:`fastmlip.ops.radial_conv`.
 
-What takes its place is of a class derived from the host's own, with the same modules inside. Where
-a parameter can be trained (and on a GPU, and under autocast) it is the host's forward, around the
-swapped ``TensorProductScatter``. With frozen parameters, as in a compiled model or after
-``model.requires_grad_(False)``:
+What takes its place is of a class derived from the host's own, with the same modules inside. On a
+GPU, and under autocast, it is the host's forward, around the swapped ``TensorProductScatter``.
+Otherwise:
 
-- the radial network runs once per pair of atoms, inside the convolution;
+- the radial network runs once per pair of atoms; with frozen parameters, as in a compiled model or
+  after ``model.requires_grad_(False)``, inside the convolution;
 - the self-connection is one linear map per type, where node attributes depend on the type alone;
 - what depends on the edges alone, their order and pairs, is found once for all layers;
 - after :mod:`fastmlip.integrations.nequip.tabulate`, a spline stands for the radial network.
@@ -59,17 +59,15 @@ class FastInteractionBlock(Derived):
     def forward(self: Any, data: Data) -> Data:
         """``data`` with new node features."""
         x = data["node_features"]
-        trainable = _trainable(self)
         if self.spline is not None:
-            if trainable:
+            if _trainable(self):
                 raise RuntimeError(
                     "a tabulated model cannot be trained, its splines would not follow: train the "
                     "model that it was made of, or call model.requires_grad_(False)"
                 )
-            return _frozen(self, data)
-        if trainable or backend.choose(x) != "cpp" or torch.is_autocast_enabled(x.device.type):
+        elif backend.choose(x) != "cpp" or torch.is_autocast_enabled(x.device.type):
             return super().forward(data)  # type: ignore[misc]
-        return _frozen(self, data)
+        return _forward(self, data)
 
 
 def _trainable(block: Any) -> bool:
@@ -83,7 +81,7 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     new.type_embed = _type_embed(old, model)
     names = ("linear_1", "linear_2")
     new.maps = torch.nn.ModuleDict(
-        {name: linear.FrozenLinear(getattr(old, name)) for name in names}
+        {name: linear.FoldedLinear(getattr(old, name)) for name in names}
     )
     if new.type_embed:
         new.maps["sc"] = linear.TypedLinear(old.sc)
@@ -138,10 +136,10 @@ def _type_embed(block: Any, model: torch.nn.Module) -> tuple[Any, ...]:
     return tuple(embeds) if 2 * num_types <= block.sc.irreps_in2.dim else ()  # else it is more work
 
 
-# ---------------------------------------------------------------- the forward of a frozen block
+# ---------------------------------------------------------------- the forward
 
 
-def _frozen(block: Any, data: Data) -> Data:
+def _forward(block: Any, data: Data) -> Data:
     from nequip.data import AtomicDataDict
 
     if AtomicDataDict.LMP_MLIAP_DATA_KEY in data:

@@ -1,4 +1,4 @@
-"""e3nn's ``Linear``, and its ``FullyConnectedTensorProduct`` folded by type, frozen, on
+"""e3nn's ``Linear``, and its ``FullyConnectedTensorProduct`` folded by type, on
 :mod:`fastmlip.ops.irreps_linear`."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from fastmlip import nn
 
 
-class FrozenLinear(torch.nn.Module):
+class FoldedLinear(torch.nn.Module):
     """``linear``, which keeps its weights: it is given at every call."""
 
     factors: torch.Tensor  # of the weights: e3nn's path weights
@@ -70,7 +70,9 @@ class TypedLinear(torch.nn.Module):
         slices, blocks = sc.irreps_in2.slices(), []
         for _, path, weight in sc.weight_views(yield_instruction=True):
             factor = path.path_weight / math.sqrt(sc.irreps_in1[path.i_in1].ir.dim)
-            m = torch.matmul(v[:, slices[path.i_in2]] * factor, weight)  # [u, t, w]
+            scalars = v[:, slices[path.i_in2]] * factor
+            # not matmul, which copies weights that require a gradient
+            m = torch.bmm(scalars.expand(weight.shape[0], -1, -1), weight)  # [u, t, w]
             blocks.append(m.transpose(0, 1).flatten(1))
         return torch.cat(blocks, 1)
 

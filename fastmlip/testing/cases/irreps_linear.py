@@ -57,14 +57,13 @@ def arguments(inputs: Inputs, case: Case) -> dict[str, Any]:
 
 
 def op(x: torch.Tensor, weight: torch.Tensor, types: torch.Tensor, problem: Case) -> torch.Tensor:
-    """The operator, with weights that need no gradient, so that it is not composed of others."""
-    return irreps_linear(**arguments(Inputs(x, weight.detach(), types), problem))
+    return irreps_linear(**arguments(Inputs(x, weight, types), problem))
 
 
 def reference(
     x: torch.Tensor, weight: torch.Tensor, types: torch.Tensor, problem: Case
 ) -> torch.Tensor:
-    return plain_reference(**arguments(Inputs(x, weight.detach(), types), problem))
+    return plain_reference(**arguments(Inputs(x, weight, types), problem))
 
 
 def _case(irreps_in: str, irreps_out: str, *instructions: tuple[int, int], types: int = 0) -> Case:
