@@ -41,6 +41,11 @@ def pair_linear(x: Tensor, weight: Tensor, edge_pair: Tensor) -> Tensor:
     return _LADDER["forward"](x, weight, edge_pair)
 
 
+def pair_linear_dx(weight: Tensor, grad: Tensor, edge_pair: Tensor) -> Tensor:
+    """``dx`` of this page, ``[E, rows of weight]``, on the C++ backend; arguments as above."""
+    return _LADDER["dx"](weight, grad, edge_pair)
+
+
 def _check(x: Tensor, weight: Tensor, edge_pair: Tensor) -> None:
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x: expected float32 or float64, got {x.dtype}")

@@ -33,7 +33,7 @@ from fastmlip import backend
 from fastmlip.ops import _spline as spline
 from fastmlip.ops.edge_order import edge_order
 from fastmlip.ops.ladder import Rung, ladder
-from fastmlip.ops.pair_linear import pair_linear
+from fastmlip.ops.pair_linear import pair_linear, pair_linear_dx
 from fastmlip.ops.tensor_product_conv import reference as conv_reference
 from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.problem import TensorProductProblem
@@ -246,6 +246,19 @@ def _trained_weights(
     rows = radial
     for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
         rows = torch.nn.functional.silu(pair_linear(rows, layer, edge_pair))
+    return _last(rows, weight, edge_pair, None, weight_numel)
+
+
+def _last(
+    rows: Tensor,
+    weight: Tensor,
+    edge_pair: Tensor | None,
+    first_row: Tensor | None,
+    weight_numel: int,
+) -> Tensor:
+    """:func:`_from_rows`, with rows of a network made once for each pair."""
+    if edge_pair is None:
+        return _from_rows(rows, weight, edge_pair, first_row, weight_numel)
     return pair_linear(rows, weight, edge_pair)
 
 
@@ -277,10 +290,9 @@ def _to_rows(
     if first_row is not None:
         coefficients = spline.coefficients(weight, first_row, dw.shape[1])
         return torch.stack([(dw * row).sum(1) for row in coefficients], 1)
-    rows = dw @ weight.t()
     if edge_pair is None:
-        return rows
-    return torch.zeros_like(rows).index_add(0, edge_pair, rows)
+        return dw @ weight.t()
+    return pair_linear_dx(weight, dw, edge_pair)
 
 
 # ---------------------------------------------------------------- derivatives
@@ -314,7 +326,7 @@ def _backward_vjp(rungs, ctx, hx, ha, hradial):
     g, x, a, radial, weight, hidden, pair, first, order, tables = ctx.saved_tensors
     dim_out, weight_numel = ctx.sizes
     functions, rows, hrows = _functions(radial, hradial, weight, hidden, first)
-    w, hw = (_from_rows(r, weight, pair, first, weight_numel) for r in (rows, hrows))
+    w, hw = (_last(r, weight, pair, first, weight_numel) for r in (rows, hrows))
     gg, gx, ga, gw = _conv("double_backward")(hx, ha, hw, g, x, a, w, order, tables, dim_out)
     grows = _to_rows(gw, weight, pair, first)
     if functions:
