@@ -82,10 +82,11 @@ def radial_conv(
     """
     _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair, first_row, hidden)
     trained = weight.requires_grad or (hidden is not None and hidden.requires_grad)
-    trained = trained and torch.is_grad_enabled()
-    if backend.choose(x) != "cpp" or trained:
-        make = _trained_weights if trained else edge_weights
-        edge_weight = make(radial, weight, edge_pair, first_row, hidden, problem.weight_numel)
+    cpp = backend.choose(x) == "cpp"
+    if not cpp or (trained and torch.is_grad_enabled()):
+        edge_weight = edge_weights(
+            radial, weight, edge_pair, first_row, hidden, problem.weight_numel, once=cpp
+        )
         return tensor_product_conv(
             x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables, order
         )
@@ -224,42 +225,17 @@ def edge_weights(
     first_row: Tensor | None,
     hidden: Tensor | None,
     weight_numel: int,
+    once: bool = False,
 ) -> Tensor:
-    """``edge_weight [E, weight_numel]`` of this page, linear in ``weight``."""
+    """``edge_weight [E, weight_numel]`` of this page, linear in ``weight``; rows of a network's
+    layers for every edge, or (``once``) on the C++ backend once for each pair."""
+    pairs = edge_pair if once else None
     rows = radial if first_row is None else spline.basis(radial)
     for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
-        rows = torch.nn.functional.silu(rows @ layer)
-    return _from_rows(rows, weight, edge_pair, first_row, weight_numel)
-
-
-def _trained_weights(
-    radial: Tensor,
-    weight: Tensor,
-    edge_pair: Tensor | None,
-    first_row: Tensor | None,
-    hidden: Tensor | None,
-    weight_numel: int,
-) -> Tensor:
-    """The same, with rows of all layers made once for each pair."""
-    if edge_pair is None:
-        return edge_weights(radial, weight, edge_pair, first_row, hidden, weight_numel)
-    rows = radial
-    for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
-        rows = torch.nn.functional.silu(pair_linear(rows, layer, edge_pair))
-    return _last(rows, weight, edge_pair, None, weight_numel)
-
-
-def _last(
-    rows: Tensor,
-    weight: Tensor,
-    edge_pair: Tensor | None,
-    first_row: Tensor | None,
-    weight_numel: int,
-) -> Tensor:
-    """:func:`_from_rows`, with rows of a network made once for each pair."""
-    if edge_pair is None:
-        return _from_rows(rows, weight, edge_pair, first_row, weight_numel)
-    return pair_linear(rows, weight, edge_pair)
+        product = rows @ layer if pairs is None else pair_linear(rows, layer, pairs)
+        rows = torch.nn.functional.silu(product)
+    last = _from_pairs if once else _from_rows
+    return last(rows, weight, edge_pair, first_row, weight_numel)
 
 
 def _from_rows(
@@ -273,6 +249,19 @@ def _from_rows(
     if first_row is not None:
         return spline.combine(rows, weight, first_row, weight_numel)
     return (rows if edge_pair is None else rows.index_select(0, edge_pair)) @ weight
+
+
+def _from_pairs(
+    rows: Tensor,
+    weight: Tensor,
+    edge_pair: Tensor | None,
+    first_row: Tensor | None,
+    weight_numel: int,
+) -> Tensor:
+    """The same on the C++ backend, with rows of a network made once for each pair."""
+    if edge_pair is None:
+        return _from_rows(rows, weight, edge_pair, first_row, weight_numel)
+    return pair_linear(rows, weight, edge_pair)
 
 
 def _layers(hidden: Tensor | None, columns: int, width: int) -> list[Tensor]:
@@ -326,7 +315,7 @@ def _backward_vjp(rungs, ctx, hx, ha, hradial):
     g, x, a, radial, weight, hidden, pair, first, order, tables = ctx.saved_tensors
     dim_out, weight_numel = ctx.sizes
     functions, rows, hrows = _functions(radial, hradial, weight, hidden, first)
-    w, hw = (_last(r, weight, pair, first, weight_numel) for r in (rows, hrows))
+    w, hw = (_from_pairs(r, weight, pair, first, weight_numel) for r in (rows, hrows))
     gg, gx, ga, gw = _conv("double_backward")(hx, ha, hw, g, x, a, w, order, tables, dim_out)
     grows = _to_rows(gw, weight, pair, first)
     if functions:
