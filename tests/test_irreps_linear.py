@@ -89,6 +89,16 @@ def test_strides_opcheck_and_graphs():
         assert_close(got, want, 1)
 
 
+def test_frozen_weights_keep_no_rows_for_the_backward_pass():
+    case = OP.cases["types and high l"]
+    x, weight, types = OP.make_inputs(case)
+    for trained in (False, True):
+        out = ops.irreps_linear(
+            x.requires_grad_(), weight.requires_grad_(trained), case.linear, types
+        )
+        assert (out.grad_fn.saved_tensors[0] is not None) == trained
+
+
 CASE = OP.cases["types and high l"]
 
 

@@ -1,7 +1,7 @@
 """NequIP models with fastmlip against the same models without: outputs and training gradients.
 
-float32 is compared to stock in float64, with the same weights. A total energy is a sum of atomic
-energies that may cancel, so its error is measured against the sum of their sizes.
+float32 is compared to stock in float64, with the same weights, and to stock. A total energy is a
+sum of atomic energies that may cancel, so its error is measured against the sum of their sizes.
 """
 
 from functools import lru_cache
@@ -40,7 +40,8 @@ CASES = [
 def models(config, dtype):
     """The stock model, the same in float64, and the accelerated one, with the same weights."""
     stock = build(config, dtype)
-    return stock, exact(config, stock), fastmlip.accelerate(build(config, dtype))
+    truth = stock if dtype == "float64" else exact(config, stock)
+    return stock, truth, fastmlip.accelerate(build(config, dtype))
 
 
 @lru_cache(maxsize=1)
@@ -48,19 +49,27 @@ def data():
     return structures()
 
 
+def assert_same(got, by_stock, truth, bound, scales):
+    """Near the exact numbers, and near stock's own, where half of ``bound`` is left of it: where
+    stock's rounding takes more, the distance to stock measures stock."""
+    for name, reference in truth.items():
+        scale = scales.get(name)
+        assert relative_error(got[name], reference, scale) <= bound, name
+        if relative_error(by_stock[name], reference, scale) <= bound / 2:
+            assert relative_error(got[name], by_stock[name], scale) <= bound, name
+
+
 @pytest.mark.parametrize(("config", "dtype", "structure"), CASES)
 def test_outputs_and_training_gradients_match_stock(config, dtype, structure):
     stock, truth, fast = models(config, dtype)
     frame, bound = data()[structure], BOUND[dtype]
-    by_stock, want, got = (outputs(model, frame) for model in (stock, truth, fast))
-    sizes = want["atomic_energy"].abs().sum()
-    for name, reference in want.items():
-        assert got[name].dtype == by_stock[name].dtype
-        scale = sizes if name == "total_energy" else None
-        assert relative_error(got[name], reference, scale) <= bound, name
-    want, got = force_loss_gradients(truth, frame), force_loss_gradients(fast, frame)
-    for name, reference in want.items():
-        assert relative_error(got[name], reference) <= bound, name
+    by_stock, got = outputs(stock, frame), outputs(fast, frame)
+    want = by_stock if truth is stock else outputs(truth, frame)
+    assert all(got[name].dtype == value.dtype for name, value in by_stock.items())
+    assert_same(got, by_stock, want, bound, {"total_energy": want["atomic_energy"].abs().sum()})
+    by_stock, got = force_loss_gradients(stock, frame), force_loss_gradients(fast, frame)
+    want = by_stock if truth is stock else force_loss_gradients(truth, frame)
+    assert_same(got, by_stock, want, bound, {})
     if structure != "lone atom":
         assert all(reference.abs().max() > 0 for reference in want.values())
 

@@ -164,15 +164,16 @@ def reference(
 
 def _save(ctx, inputs, output) -> None:
     x, weight, types, tables, _, transposed = inputs
-    ctx.save_for_backward(x, weight, types, tables)
-    ctx.transposed = transposed
+    # x is for the gradient of weight alone: frozen models keep nothing of it
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, types, tables)
+    ctx.columns, ctx.transposed = x.shape[1], transposed
 
 
 def _vjp(rungs, ctx, grad):
     x, weight, types, tables = ctx.saved_tensors
     wanted, dx, dweight = asked(ctx), None, None
     if wanted[0]:
-        dx = rungs["apply"](grad, weight, types, tables, x.shape[1], not ctx.transposed)
+        dx = rungs["apply"](grad, weight, types, tables, ctx.columns, not ctx.transposed)
     if wanted[1]:
         ends = (grad, x) if ctx.transposed else (x, grad)
         dweight = rungs["dweight"](*ends, types, tables, *weight.shape)

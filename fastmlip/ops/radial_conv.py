@@ -34,6 +34,7 @@ from fastmlip.ops import _spline as spline
 from fastmlip.ops.edge_order import edge_order
 from fastmlip.ops.ladder import Rung, ladder
 from fastmlip.ops.pair_linear import pair_linear, pair_linear_dx
+from fastmlip.ops.pair_linear import reference as pair_linear_reference
 from fastmlip.ops.tensor_product_conv import reference as conv_reference
 from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.problem import TensorProductProblem
@@ -229,13 +230,14 @@ def edge_weights(
 ) -> Tensor:
     """``edge_weight [E, weight_numel]`` of this page, linear in ``weight``; rows of a network's
     layers for every edge, or (``once``) on the C++ backend once for each pair."""
-    pairs = edge_pair if once else None
     rows = radial if first_row is None else spline.basis(radial)
     for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
-        product = rows @ layer if pairs is None else pair_linear(rows, layer, pairs)
+        if once and edge_pair is not None:
+            product = pair_linear(rows, layer, edge_pair)
+        else:
+            product = rows @ layer
         rows = torch.nn.functional.silu(product)
-    last = _from_pairs if once else _from_rows
-    return last(rows, weight, edge_pair, first_row, weight_numel)
+    return _from_rows(rows, weight, edge_pair, first_row, weight_numel, once)
 
 
 def _from_rows(
@@ -244,24 +246,14 @@ def _from_rows(
     edge_pair: Tensor | None,
     first_row: Tensor | None,
     weight_numel: int,
+    once: bool,
 ) -> Tensor:
     """edge_weight of the rows that ``weight`` is multiplied by, or of the B_j of a spline."""
     if first_row is not None:
         return spline.combine(rows, weight, first_row, weight_numel)
-    return (rows if edge_pair is None else rows.index_select(0, edge_pair)) @ weight
-
-
-def _from_pairs(
-    rows: Tensor,
-    weight: Tensor,
-    edge_pair: Tensor | None,
-    first_row: Tensor | None,
-    weight_numel: int,
-) -> Tensor:
-    """The same on the C++ backend, with rows of a network made once for each pair."""
     if edge_pair is None:
-        return _from_rows(rows, weight, edge_pair, first_row, weight_numel)
-    return pair_linear(rows, weight, edge_pair)
+        return rows @ weight
+    return (pair_linear if once else pair_linear_reference)(rows, weight, edge_pair)
 
 
 def _layers(hidden: Tensor | None, columns: int, width: int) -> list[Tensor]:
@@ -315,7 +307,7 @@ def _backward_vjp(rungs, ctx, hx, ha, hradial):
     g, x, a, radial, weight, hidden, pair, first, order, tables = ctx.saved_tensors
     dim_out, weight_numel = ctx.sizes
     functions, rows, hrows = _functions(radial, hradial, weight, hidden, first)
-    w, hw = (_from_pairs(r, weight, pair, first, weight_numel) for r in (rows, hrows))
+    w, hw = (_from_rows(r, weight, pair, first, weight_numel, once=True) for r in (rows, hrows))
     gg, gx, ga, gw = _conv("double_backward")(hx, ha, hw, g, x, a, w, order, tables, dim_out)
     grows = _to_rows(gw, weight, pair, first)
     if functions:
