@@ -16,7 +16,7 @@ void activate(const GateSegment& s, const T* row, const F& f) {
   std::memcpy(&factor, &s.factor_bits, sizeof(factor));
   const T c = T(factor);
   auto all = [&](auto function) {
-    for_channels<T>(int(s.mul), [&](int u, int left) FASTMLIP_INLINE {
+    for_channels<T>(int(s.mul), [&](auto, int u, int left) FASTMLIP_INLINE {
       const Activated<T> a = function(load_some(row + s.gate + u, left));
       f(u, left, Activated<T>{c * a.value, c * a.first, c * a.second});
     });

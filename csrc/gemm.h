@@ -30,7 +30,7 @@ template <class T, int R, int C, bool kAdd, bool kAcross>
         row[v] = pin(v + 1 < C ? load(b + v * L) : load_last(b + v * L));
       });
       unroll<R>(R, [&](int r) FASTMLIP_INLINE {
-        const Vec<T> factor = pin(a[kAcross ? r + k * stride : r * stride + k] + Vec<T>{});
+        const Vec<T> factor = broadcast<T>(a[kAcross ? r + k * stride : r * stride + k]);
         unroll<C>(C, [&](int v) FASTMLIP_INLINE { sum[r * C + v] += factor * row[v]; });
       });
     }

@@ -78,7 +78,7 @@ struct Part {
 template <class T>
 struct Scratch {
   Buffer<Vec<T>> attr, attr2, q, da;
-  Buffer<T> matrix, matrix2, partial, sums;
+  Buffer<T> matrix, matrix2, sums;
   Group<T> group{};
 
   explicit Scratch(const Plan<T>& plan)
@@ -88,7 +88,6 @@ struct Scratch {
         da(allocate<Vec<T>>(kDaRows<T> * plan.dim2)),
         matrix(allocate<T>(int64_t(kLanes<T>) * plan.max_matrix)),
         matrix2(allocate<T>(int64_t(kLanes<T>) * plan.max_matrix)),
-        partial(allocate<T>(plan.max_padded)),
         sums(allocate<T>(kDaRows<T> * plan.dim2)) {
     std::fill_n(q.get(), kStep * plan.max_matrix, Vec<T>{});
     group.attr = attr.get();
@@ -97,7 +96,6 @@ struct Scratch {
     group.da = da.get();
     group.matrix = matrix.get();
     group.matrix2 = matrix2.get();
-    group.partial = partial.get();
   }
 
   static void gather(const T* rows, int dim2, const int64_t* edges, int count, Vec<T>* lanes) {

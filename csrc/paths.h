@@ -14,7 +14,7 @@ struct Group {
   bool stream;                            // whether rows of dw are written past the caches
   const T *w[kLanes<T>], *hw[kLanes<T>];  // rows of edge_weight
   const T *next_w[kLanes<T>], *next_hw[kLanes<T>];  // rows of the next group, to prefetch
-  T *dw[kLanes<T>], *partial;                       // rows of its gradient; one such row of a path
+  T* dw[kLanes<T>];                                 // rows of its gradient
   const T *far[kLanes<T> + 1], *far2[kLanes<T>];    // packed rows of the other node: x, hx or grad
   const Vec<T>*attr, *attr2;                        // edge_attr, ha: [dim2], one edge a lane
   T *matrix, *matrix2;                              // M, M' of the path at hand: [d1 * d3][lane]
@@ -34,128 +34,211 @@ template <class T>
 }
 
 // In the kernels D1, D3 are the irreps' dimensions where known at compile time, 0 where not.
+constexpr int kRegisters = FASTMLIP_VECTOR_BYTES == 64 ? 32 : 16;
 constexpr int kMaxDim = 23;  // e3nn's Wigner matrices end at l = 11
 template <int D>
 inline constexpr int kSize = D ? D : kMaxDim;
 
+// Vectors of channels that a broadcast factor serves: as many, up to 128 bytes of them, as
+// registers are there for, `each` for a vector and `others` besides.
+constexpr int wide(int each, int others = 1) {
+  int vectors = 1;
+  while (2 * vectors * each + others < kRegisters && 2 * vectors * FASTMLIP_VECTOR_BYTES <= 128)
+    vectors *= 2;
+  return vectors;
+}
+
+// Whether vector v of several begins a cache line, for prefetches.
+constexpr bool begins_line(int v) { return v * FASTMLIP_VECTOR_BYTES % 64 == 0; }
+
 template <class T, int D1, int D3, bool kSecond>
 [[gnu::noinline]] void receive_path(const PlanPath<T>& p, const Group<T>& group, T* out) {
-  constexpr int L = kLanes<T>;
+  constexpr int L = kLanes<T>, S = kSize<D3>;
   const int d1 = D1 ? D1 : p.d1, d3 = D3 ? D3 : p.d3, padded = p.padded, count = group.count;
   const int in1 = p.in1, weight = p.weight;
-  for_channels<T>(p.mul, [&](int u, int left) FASTMLIP_INLINE {
-    T* to = out + p.out + u;
-    Vec<T> sum[kSize<D3>];
-    unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE { sum[m3] = load(to + m3 * padded); });
-    for (int e = 0; e < count; ++e) {
-      const T *matrix = group.matrix + e, *matrix2 = group.matrix2 + e;
-      const T *x = group.far[e] + in1 + u, *hx = group.far2[e] + in1 + u;
-      const Vec<T> w = pin(load_some(group.w[e] + weight + u, left));
-      prefetch(group.next_w[e] + weight + u);
-      Vec<T> hw{};
-      if (kSecond) hw = load_some(group.hw[e] + weight + u, left);
-      if (kSecond) prefetch(group.next_hw[e] + weight + u);
-      unroll<D1>(d1, [&](int m1) FASTMLIP_INLINE {
-        const Vec<T> xm = pin(load(x + m1 * padded));
-        Vec<T> v = w * xm, v2 = v;
-        if (kSecond) v = w * load(hx + m1 * padded) + hw * xm;
-        unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE {
-          sum[m3] += matrix[(m1 * d3 + m3) * L] * v;
-          if (kSecond) sum[m3] += matrix2[(m1 * d3 + m3) * L] * v2;
+  for_channels<T, wide(kSize<D3> + 1 + kSecond)>(
+      p.mul, [&](auto W, int u, int left) FASTMLIP_INLINE {
+        T* to = out + p.out + u;
+        Vec<T> sum[W * S];
+        unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+          unroll<D3>(d3, [&](int m3)
+                             FASTMLIP_INLINE { sum[v * S + m3] = load(to + m3 * padded + v * L); });
+        });
+        for (int e = 0; e < count; ++e) {
+          const T *matrix = group.matrix + e, *matrix2 = group.matrix2 + e;
+          const T *x = group.far[e] + in1 + u, *hx = group.far2[e] + in1 + u;
+          const T *w_row = group.w[e] + weight + u, *hw_row = group.hw[e] + weight + u;
+          Vec<T> w[W], hw[W];
+          unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+            w[v] = pin(load_some(w_row + v * L, left));
+            if (begins_line(v)) prefetch(group.next_w[e] + weight + u + v * L);
+            if (kSecond) hw[v] = load_some(hw_row + v * L, left);
+            if (kSecond && begins_line(v)) prefetch(group.next_hw[e] + weight + u + v * L);
+          });
+          unroll<D1>(d1, [&](int m1) FASTMLIP_INLINE {
+            Vec<T> a[W], b[W];
+            unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+              const Vec<T> xm = pin(load(x + m1 * padded + v * L));
+              a[v] = b[v] = w[v] * xm;
+              if (kSecond) a[v] = w[v] * load(hx + m1 * padded + v * L) + hw[v] * xm;
+            });
+            unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE {
+              const Vec<T> m = broadcast<T>(matrix[(m1 * d3 + m3) * L]);
+              unroll<W>(W, [&](int v) FASTMLIP_INLINE { sum[v * S + m3] += m * a[v]; });
+              if (kSecond) {
+                const Vec<T> m2 = broadcast<T>(matrix2[(m1 * d3 + m3) * L]);
+                unroll<W>(W, [&](int v) FASTMLIP_INLINE { sum[v * S + m3] += m2 * b[v]; });
+              }
+            });
+          });
+        }
+        unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+          unroll<D3>(d3, [&](int m3)
+                             FASTMLIP_INLINE { store(to + m3 * padded + v * L, sum[v * S + m3]); });
         });
       });
-    }
-    unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE { store(to + m3 * padded, sum[m3]); });
-  });
 }
 
 // l2 = 0: M is one number times the unit matrix.
 template <class T, int D, bool kSecond>
 [[gnu::noinline]] void receive_scalar_path(const PlanPath<T>& p, const Group<T>& group, T* out) {
+  constexpr int L = kLanes<T>, S = kSize<D>;
   const int d = D ? D : p.d1, padded = p.padded, count = group.count, in1 = p.in1,
             weight = p.weight;
-  for_channels<T>(p.mul, [&](int u, int left) FASTMLIP_INLINE {
+  for_channels<T, wide(S + 1 + kSecond)>(p.mul, [&](auto W, int u, int left) FASTMLIP_INLINE {
     T* to = out + p.out + u;
-    Vec<T> sum[kSize<D>];
-    unroll<D>(d, [&](int m) FASTMLIP_INLINE { sum[m] = load(to + m * padded); });
+    Vec<T> sum[W * S];
+    unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+      unroll<D>(d, [&](int m) FASTMLIP_INLINE { sum[v * S + m] = load(to + m * padded + v * L); });
+    });
     for (int e = 0; e < count; ++e) {
       const T *x = group.far[e] + in1 + u, *hx = group.far2[e] + in1 + u;
-      const Vec<T> w = pin(load_some(group.w[e] + weight + u, left));
-      prefetch(group.next_w[e] + weight + u);
-      const Vec<T> scaled = group.matrix[e] * w;
-      Vec<T> with_x = scaled;
-      if (kSecond) {
-        const Vec<T> hw = load_some(group.hw[e] + weight + u, left);
-        prefetch(group.next_hw[e] + weight + u);
-        with_x = group.matrix[e] * hw + group.matrix2[e] * w;
-      }
-      unroll<D>(d, [&](int m) FASTMLIP_INLINE {
-        sum[m] += with_x * load(x + m * padded);
-        if (kSecond) sum[m] += scaled * load(hx + m * padded);
+      const T *w_row = group.w[e] + weight + u, *hw_row = group.hw[e] + weight + u;
+      const T scale = group.matrix[e], scale2 = group.matrix2[e];
+      unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+        const Vec<T> w = pin(load_some(w_row + v * L, left));
+        if (begins_line(v)) prefetch(group.next_w[e] + weight + u + v * L);
+        const Vec<T> scaled = scale * w;
+        Vec<T> with_x = scaled;
+        if (kSecond) {
+          const Vec<T> hw = load_some(hw_row + v * L, left);
+          if (begins_line(v)) prefetch(group.next_hw[e] + weight + u + v * L);
+          with_x = scale * hw + scale2 * w;
+        }
+        unroll<D>(d, [&](int m) FASTMLIP_INLINE {
+          sum[v * S + m] += with_x * load(x + m * padded + v * L);
+          if (kSecond) sum[v * S + m] += scaled * load(hx + m * padded + v * L);
+        });
       });
     }
-    unroll<D>(d, [&](int m) FASTMLIP_INLINE { store(to + m * padded, sum[m]); });
+    unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+      unroll<D>(d, [&](int m) FASTMLIP_INLINE { store(to + m * padded + v * L, sum[v * S + m]); });
+    });
   });
 }
 
-// Columns [first, first + C) of m1, so that C * d3 running sums of Q fit the registers.
+// Where the registers hold all of Q of an edge besides y, w x and grad, one loop makes everything.
+template <int D1, int D3, bool kSecond>
+constexpr bool kHoldsQ = D1 && D3 && D1 * D3 + (2 + kSecond) * D1 + 4 <= kRegisters;
+
+// w x of one vector of channels, or the derivative of it in the directions hw, hx.
+template <class T, int D1, bool kSecond>
+FASTMLIP_INLINE inline void weighted(int d1, const T* x, const T* hx, int padded, const T* w_row,
+                                     const T* hw_row, int left, Vec<T>* v) {
+  const Vec<T> w = pin(load_some(w_row, left));
+  unroll<D1>(d1,
+             [&](int m1) FASTMLIP_INLINE { v[m1] = w * load((kSecond ? hx : x) + m1 * padded); });
+  if (!kSecond) return;
+  const Vec<T> hw = pin(load_some(hw_row, left));
+  unroll<D1>(d1, [&](int m1) FASTMLIP_INLINE { v[m1] += hw * load(x + m1 * padded); });
+}
+
+// dx and dw of one edge from y[m1] = sum_m3 M[m1, m3] g[m3], and Q where registers hold it.
+template <class T, int D1, int D3, bool kSecond>
+void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, const T* hx, T* dx,
+               Vec<T>* to) {
+  constexpr bool holds_q = kHoldsQ<D1, D3, kSecond>;
+  constexpr int L = kLanes<T>, S = kSize<D1>, kQ = holds_q ? D1 * D3 : 1;
+  constexpr int vectors =
+      holds_q ? wide((2 + kSecond) * D1 + 1, D1 * D3 + 2 + kSecond) : wide((1 + kSecond) * S + 1);
+  const int d1 = D1 ? D1 : p.d1, d3 = D3 ? D3 : p.d3, padded = p.padded;
+  const T *matrix = group.matrix + e, *matrix2 = group.matrix2 + e;
+  const T *grad = group.far[e] + p.out, *soon = group.far[e + 1] + p.out;
+  const T *w_row = group.w[e] + p.weight, *hw_row = group.hw[e] + p.weight;
+  const T *next_w = group.next_w[e] + p.weight, *next_hw = group.next_hw[e] + p.weight;
+  T* dw_row = group.dw[e] + p.weight;
+  Vec<T> q[kQ] = {};
+  for_channels<T, vectors>(p.mul, [&](auto W, int u, int left) FASTMLIP_INLINE {
+    Vec<T> y[W * S] = {}, y2[kSecond ? W * S : 1] = {}, wx[holds_q ? W * S : 1];
+    if constexpr (holds_q)
+      unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+        const int at = u + v * L;
+        weighted<T, D1, kSecond>(d1, x + at, hx + at, padded, w_row + at, hw_row + at, left,
+                                 wx + v * S);
+      });
+    unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE {
+      Vec<T> g[W];
+      unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+        const int at = m3 * padded + u + v * L;
+        g[v] = pin(load(grad + at));
+        if (begins_line(v)) prefetch_soon(soon + at);
+      });
+      unroll<D1>(d1, [&](int m1) FASTMLIP_INLINE {
+        const int at = (m1 * d3 + m3) * L;
+        const Vec<T> m = broadcast<T>(matrix[at]);
+        unroll<W>(W, [&](int v) FASTMLIP_INLINE { y[v * S + m1] += m * g[v]; });
+        if (kSecond) {
+          const Vec<T> m2 = broadcast<T>(matrix2[at]);
+          unroll<W>(W, [&](int v) FASTMLIP_INLINE { y2[v * S + m1] += m2 * g[v]; });
+        }
+        if constexpr (holds_q)
+          unroll<W>(W, [&](int v) FASTMLIP_INLINE { q[m1 * D3 + m3] += wx[v * S + m1] * g[v]; });
+      });
+    });
+    unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+      const Vec<T> w = pin(load_some(w_row + u + v * L, left));
+      if (begins_line(v)) prefetch(next_w + u + v * L);
+      Vec<T> hw{}, dw{};
+      if (kSecond) hw = pin(load_some(hw_row + u + v * L, left));
+      if (kSecond && begins_line(v)) prefetch(next_hw + u + v * L);
+      unroll<D1>(d1, [&](int m1) FASTMLIP_INLINE {
+        const int at = m1 * padded + u + v * L;
+        const Vec<T> xm = pin(load(x + at)), ym = y[v * S + m1];
+        Vec<T> d = load(dx + at);
+        if (kSecond) {
+          const Vec<T> ym2 = y2[v * S + m1];
+          dw += xm * ym2 + load(hx + at) * ym;
+          d += w * ym2 + hw * ym;
+        } else {
+          dw += xm * ym;
+          d += w * ym;
+        }
+        store(dx + at, d);
+      });
+      write_some(dw_row + u + v * L, dw, left, group.stream);
+    });
+  });
+  if constexpr (holds_q) unroll<kQ>(kQ, [&](int i) FASTMLIP_INLINE { to[i] = q[i]; });
+}
+
+// Columns [first, first + C) of m1 of Q of one edge, so that C * d3 sums fit the registers.
 template <class T, int C, int D3, bool kSecond>
 void send_columns(const PlanPath<T>& p, const Group<T>& group, int e, int first, const T* x,
-                  const T* hx, T* dx, Vec<T>* to) {
-  constexpr int L = kLanes<T>, S = kSize<D3>;
-  const int d1 = p.d1, d3 = D3 ? D3 : p.d3, padded = p.padded;
-  const T* matrix = group.matrix + first * d3 * L + e;
-  const T* matrix2 = group.matrix2 + first * d3 * L + e;
+                  const T* hx, Vec<T>* to) {
+  constexpr int S = kSize<D3>;
+  const int d3 = D3 ? D3 : p.d3, padded = p.padded;
   const T *grad = group.far[e] + p.out, *w_row = group.w[e] + p.weight,
           *hw_row = group.hw[e] + p.weight;
-  const T *next_w = group.next_w[e] + p.weight, *next_hw = group.next_hw[e] + p.weight;
-  T *dw_row = group.dw[e] + p.weight, *partial = group.partial;
-  const bool last = first + C == d1;
-  const T* soon = group.far[e + 1] + p.out;
-  x += p.in1 + first * padded;
-  hx += p.in1 + first * padded;
-  dx += p.in1 + first * padded;
-  Vec<T> q[C * S];
-  unroll<C>(C, [&](int c) FASTMLIP_INLINE {
-    unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE { q[c * S + m3] = Vec<T>{}; });
-  });
-  for_channels<T>(p.mul, [&](int u, int left) FASTMLIP_INLINE {
-    Vec<T> g[S];
+  x += first * padded;
+  hx += first * padded;
+  Vec<T> q[C * S] = {};
+  for_channels<T>(p.mul, [&](auto, int u, int left) FASTMLIP_INLINE {
+    Vec<T> v[C];
+    weighted<T, C, kSecond>(C, x + u, hx + u, padded, w_row + u, hw_row + u, left, v);
     unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE {
-      g[m3] = pin(load(grad + m3 * padded + u));
-      if (!first) prefetch_soon(soon + m3 * padded + u);
+      const Vec<T> g = pin(load(grad + m3 * padded + u));
+      unroll<C>(C, [&](int c) FASTMLIP_INLINE { q[c * S + m3] += v[c] * g; });
     });
-    const Vec<T> w = pin(load_some(w_row + u, left));
-    Vec<T> hw{}, dw{};
-    if (!first) prefetch(next_w + u);
-    if (kSecond && !first) prefetch(next_hw + u);
-    if (kSecond) hw = pin(load_some(hw_row + u, left));
-    if (first) dw = load(partial + u);
-    unroll<C>(C, [&](int c) FASTMLIP_INLINE {
-      const int at = c * padded + u;
-      const Vec<T> xm = pin(load(x + at));
-      Vec<T> hxm{}, y{}, y2{}, v = w * xm;
-      if (kSecond) hxm = pin(load(hx + at));
-      if (kSecond) v = w * hxm + hw * xm;
-      unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE {
-        y += matrix[(c * d3 + m3) * L] * g[m3];
-        if (kSecond) y2 += matrix2[(c * d3 + m3) * L] * g[m3];
-        q[c * S + m3] += v * g[m3];
-      });
-      Vec<T> d = load(dx + at);
-      if (kSecond) {
-        dw += xm * y2 + hxm * y;
-        d += w * y2 + hw * y;
-      } else {
-        dw += xm * y;
-        d += w * y;
-      }
-      store(dx + at, d);
-    });
-    if (last)
-      write_some(dw_row + u, dw, left, group.stream);
-    else
-      store(partial + u, dw);
   });
   to += first * d3;
   unroll<C>(C, [&](int c) FASTMLIP_INLINE {
@@ -185,17 +268,22 @@ template <class T>
 template <class T, int D1, int D3, bool kSecond>
 [[gnu::noinline]] void send_path(const PlanPath<T>& p, const Group<T>& group, const T* x,
                                  const T* hx, T* dx, int dim2) {
-  constexpr int columns = !D1 || !D3 ? 1 : std::clamp(15 / D3, 1, D1);
+  constexpr int columns = !D1 || !D3 ? 1 : std::clamp((kRegisters - 2) / (D3 + 1), 1, D1);
   constexpr int rest = D1 ? D1 % columns : 0;
   const int d1 = D1 ? D1 : p.d1;
+  x += p.in1;
+  hx += p.in1;
+  dx += p.in1;
   for (int begin = 0; begin < group.count; begin += kStep) {
     const int end = std::min(begin + kStep, group.count);
     for (int e = begin; e < end; ++e) {
       Vec<T>* q = group.q + (e - begin) * p.d1 * p.d3;
+      send_rows<T, D1, D3, kSecond>(p, group, e, x, hx, dx, q);
+      if constexpr (kHoldsQ<D1, D3, kSecond>) continue;
       int first = 0;
       for (; first + columns <= d1; first += columns)
-        send_columns<T, columns, D3, kSecond>(p, group, e, first, x, hx, dx, q);
-      if constexpr (rest > 0) send_columns<T, rest, D3, kSecond>(p, group, e, first, x, hx, dx, q);
+        send_columns<T, columns, D3, kSecond>(p, group, e, first, x, hx, q);
+      if constexpr (rest > 0) send_columns<T, rest, D3, kSecond>(p, group, e, first, x, hx, q);
     }
     contract_q(p, group.q, group.da + begin * dim2 + p.in2, dim2);
   }
@@ -204,6 +292,7 @@ template <class T, int D1, int D3, bool kSecond>
 template <class T, int D, bool kSecond>
 [[gnu::noinline]] void send_scalar_path(const PlanPath<T>& p, const Group<T>& group, const T* x,
                                         const T* hx, T* dx, int dim2) {
+  constexpr int L = kLanes<T>;
   const int d = D ? D : p.d1, padded = p.padded;
   const T coefficient = p.by_matrix[0].value;
   x += p.in1;
@@ -216,33 +305,37 @@ template <class T, int D, bool kSecond>
     const T *next_w = group.next_w[e] + p.weight, *next_hw = group.next_hw[e] + p.weight;
     T* dw_row = group.dw[e] + p.weight;
     const T* soon = group.far[e + 1] + p.out;
-    Vec<T> q{};
-    for_channels<T>(p.mul, [&](int u, int left) FASTMLIP_INLINE {
-      const Vec<T> w = pin(load_some(w_row + u, left));
-      Vec<T> hw{}, xg{}, hxg{}, with_g = scale * w;
-      prefetch(next_w + u);
-      if (kSecond) {
-        prefetch(next_hw + u);
-        hw = pin(load_some(hw_row + u, left));
-        with_g = scale2 * w + scale * hw;
-      }
-      unroll<D>(d, [&](int m) FASTMLIP_INLINE {
-        const int at = m * padded + u;
-        const Vec<T> g = pin(load(grad + at));
-        prefetch_soon(soon + at);
-        xg += load(x + at) * g;
-        if (kSecond) hxg += load(hx + at) * g;
-        store(dx + at, load(dx + at) + with_g * g);
+    Vec<T> q[wide(2)] = {};  // several, so that their additions need not wait for each other
+    for_channels<T, wide(2)>(p.mul, [&](auto W, int u, int left) FASTMLIP_INLINE {
+      unroll<W>(W, [&](int v) FASTMLIP_INLINE {
+        const int column = u + v * L;
+        const Vec<T> w = pin(load_some(w_row + column, left));
+        Vec<T> hw{}, xg{}, hxg{}, with_g = scale * w;
+        if (begins_line(v)) prefetch(next_w + column);
+        if (kSecond) {
+          if (begins_line(v)) prefetch(next_hw + column);
+          hw = pin(load_some(hw_row + column, left));
+          with_g = scale2 * w + scale * hw;
+        }
+        unroll<D>(d, [&](int m) FASTMLIP_INLINE {
+          const int at = m * padded + column;
+          const Vec<T> g = pin(load(grad + at));
+          if (begins_line(v)) prefetch_soon(soon + at);
+          xg += load(x + at) * g;
+          if (kSecond) hxg += load(hx + at) * g;
+          store(dx + at, load(dx + at) + with_g * g);
+        });
+        Vec<T> dw = scale * xg;
+        q[v] += w * (kSecond ? hxg : xg);
+        if (kSecond) {
+          q[v] += hw * xg;
+          dw = scale2 * xg + scale * hxg;
+        }
+        write_some(dw_row + column, dw, left, group.stream);
       });
-      Vec<T> dw = scale * xg;
-      q += w * (kSecond ? hxg : xg);
-      if (kSecond) {
-        q += hw * xg;
-        dw = scale2 * xg + scale * hxg;
-      }
-      write_some(dw_row + u, dw, left, group.stream);
     });
-    group.da[e * dim2 + p.in2] += coefficient * q;
+    for (int v = 1; v < wide(2); ++v) q[0] += q[v];
+    group.da[e * dim2 + p.in2] += coefficient * q[0];
   }
 }
 

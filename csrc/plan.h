@@ -36,7 +36,7 @@ template <class T>
 struct Plan {
   int dim1 = 0, dim2 = 0, dim3 = 0, packed1 = 0, packed3 = 0;
   int64_t weight_numel = 0;
-  int max_matrix = 1, max_padded = 1;
+  int max_matrix = 1;
   std::vector<PackedBlock> blocks1, blocks3;
   std::vector<PlanPath<T>> paths;
 
@@ -81,7 +81,6 @@ struct Plan {
             int(std::upper_bound(path.by_attr.begin(), path.by_attr.end(), m2,
                                  [](int m, const auto& term) { return m < term.m2; }) -
                 path.by_attr.begin()));
-      max_padded = std::max(max_padded, path.padded);
       max_matrix = std::max(max_matrix, path.d1 * path.d3);
       paths.push_back(std::move(path));
     }

@@ -44,7 +44,7 @@ class HiddenRows {
       for (int r = 0; r < count; ++r) c[r] = before + r * layers_.width;
       gemm_block<T, false>(rows, count, layers_.size(i), layers_.weight(i), layers_.width,
                            layers_.width, c);
-      for_channels<T>(int(count * layers_.width), [&](int u, int left) FASTMLIP_INLINE {
+      for_channels<T>(int(count * layers_.width), [&](auto, int u, int left) FASTMLIP_INLINE {
         store_some(after + u, silu<T>(load_some(before + u, left)).value, left);
       });
       rows = after;
@@ -59,7 +59,7 @@ class HiddenRows {
     const int64_t size = kBlockRows * layers_.width;
     for (int64_t i = layers_.depth - 1; i >= 0; --i) {
       const T* before = before_.get() + i * size;
-      for_channels<T>(int(count * layers_.width), [&](int u, int left) FASTMLIP_INLINE {
+      for_channels<T>(int(count * layers_.width), [&](auto, int u, int left) FASTMLIP_INLINE {
         const Vec<T> slope = silu<T>(load_some(before + u, left)).first;
         store_some(gradients + u, slope * load_some(gradients + u, left), left);
       });

@@ -60,6 +60,13 @@ inline V pin(V v) {
   return v;
 }
 
+// A number in every lane, in a register for several uses. (Adding zero to it would cost an
+// addition, for it turns -0 into 0; subtracting zero changes nothing and is left out.)
+template <class T>
+inline Vec<T> broadcast(T number) {
+  return pin(number - Vec<T>{});
+}
+
 template <class T>
 inline void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof(v));
@@ -215,14 +222,17 @@ FASTMLIP_INLINE inline void transpose_square(Vec<T>* v) {
   if constexpr (Half > 1) transpose_square<T, Half / 2>(v);
 }
 
-// f(u, left) for the channels u = 0, lanes, 2 lanes, .. of mul, `left` of them to go; where a whole
-// vector is left, `left` is a constant, so that load_some and store_some are plain loads and
-// stores.
-template <class T, class F>
+// f(W, u, left) for the channels u of mul, W vectors at a time while there are that many and then
+// one (W is a constant), `left` channels of the last vector to go; where a whole vector is left,
+// `left` is a constant, so that load_some and store_some are plain loads and stores.
+template <class T, int W = 1, class F>
 FASTMLIP_INLINE inline void for_channels(int mul, const F& f) {
+  constexpr int L = kLanes<T>;
   int u = 0;
-  for (; u + kLanes<T> <= mul; u += kLanes<T>) f(u, kLanes<T>);
-  if (u < mul) f(u, mul - u);
+  for (; u + W * L <= mul; u += W * L) f(std::integral_constant<int, W>{}, u, L);
+  if constexpr (W > 1)
+    for (; u + L <= mul; u += L) f(std::integral_constant<int, 1>{}, u, L);
+  if (u < mul) f(std::integral_constant<int, 1>{}, u, mul - u);
 }
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }

@@ -130,7 +130,7 @@ struct SplineRows {
     for_columns([&](int64_t e, const T* six, int64_t c) FASTMLIP_INLINE {
       Vec<T> sum[vectors] = {};
       unroll<kSplinePieces>(kSplinePieces, [&](int j) FASTMLIP_INLINE {
-        const Vec<T> factor = pin(basis[j * kBatch + e] + Vec<T>{});
+        const Vec<T> factor = broadcast<T>(basis[j * kBatch + e]);
         unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
           sum[v] += factor * load(six + j * kSplineBlock + v * kLanes<T>);
         });

@@ -211,6 +211,8 @@ TENSOR_PRODUCTS: dict[str, Case] = {
     **_allegro_rows(),
     "odd-multiplicities": nequip_case("5x0e+2x1o+7x2e", "0e+1o+2e", "5x0e+2x1o+7x2e"),
     "one-channel": nequip_case("1x0e+1x1o+1x2e", "0e+1o+2e", "1x0e+1x1o+1x2e"),
+    # of every vector length: several vectors at a time, then single ones, then a part of one
+    "uneven": nequip_case("61x0e+61x1o+61x2e", "0e+1o+2e", "61x0e+61x1o+61x2e"),
     "wide": nequip_case("320x0e+320x1o", "0e+1o", "320x0e+320x1o"),
     "high-l": nequip_case("3x0e+5x6e+2x3o", "0e+3o+6e", "1x0e+1x3o+1x6e+1x9o"),
     "pseudoscalars": nequip_case("9x0o+8x1e+3x0e", "0o+1o+0e", "1x0e+1x0o+1x1e+1x1o"),
