@@ -77,10 +77,11 @@ inline void store_as(Out* to, V v) {
   std::memcpy(to, &lanes, sizeof(lanes));
 }
 
-// The values of up to kMost types in two registers.
+// The values of up to kMost types in two registers, where one instruction looks them up: with AVX2
+// it takes several, and loads are faster (1.0 ns an atom instead of 1.6).
 struct Table {
-  static constexpr int64_t kMost = 2 * kLanes<double>;
-  V low, high;
+  static constexpr int64_t kMost = FASTMLIP_VECTOR_BYTES == 64 ? 2 * kLanes<double> : 0;
+  V low{}, high{};
 
   explicit Table(Values values) {
     for (int64_t t = 0; t < kMost; ++t)

@@ -57,7 +57,8 @@ struct SplineTable {
 // One thread's rows of the batch of edges at hand.
 template <class T>
 struct SplineRows {
-  static constexpr int vectors = 4;  // of columns that are made at a time
+  // of columns that are made at a time
+  static constexpr int vectors = std::min<int>(8, kSplineBlock / kLanes<T>);
   static constexpr int columns = vectors * kLanes<T>;
   static constexpr int line = 64 / sizeof(T);  // of a cache
   static constexpr bool stream = false;
