@@ -78,7 +78,7 @@ inline void store_as(Out* to, V v) {
 }
 
 // The values of up to kMost types in two registers, where one instruction looks them up: with AVX2
-// it takes several, and loads are faster (1.0 ns an atom instead of 1.6).
+// it takes several, and loads are faster.
 struct Table {
   static constexpr int64_t kMost = FASTMLIP_VECTOR_BYTES == 64 ? 2 * kLanes<double> : 0;
   V low{}, high{};
