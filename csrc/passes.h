@@ -77,54 +77,74 @@ struct Part {
 // Scratch of one thread: everything a group points to that is not a tensor.
 template <class T>
 struct Scratch {
-  Buffer<Vec<T>> attr, attr2, q, da;
-  Buffer<T> matrix, matrix2, sums;
+  Buffer<Vec<T>> attr, attr2, matrix, matrix2, q, da;
+  Buffer<T> sums;
   Group<T> group{};
 
   explicit Scratch(const Plan<T>& plan)
       : attr(allocate<Vec<T>>(plan.dim2)),
         attr2(allocate<Vec<T>>(plan.dim2)),
-        q(allocate<Vec<T>>(kStep * plan.max_matrix)),
+        matrix(zeros<Vec<T>>(plan.matrix_entries)),
+        matrix2(zeros<Vec<T>>(plan.matrix_entries)),
+        q(zeros<Vec<T>>(kStep * plan.max_matrix())),
         da(allocate<Vec<T>>(kDaRows<T> * plan.dim2)),
-        matrix(allocate<T>(int64_t(kLanes<T>) * plan.max_matrix)),
-        matrix2(allocate<T>(int64_t(kLanes<T>) * plan.max_matrix)),
         sums(allocate<T>(kDaRows<T> * plan.dim2)) {
-    std::fill_n(q.get(), kStep * plan.max_matrix, Vec<T>{});
-    group.attr = attr.get();
-    group.attr2 = attr2.get();
     group.q = q.get();
     group.da = da.get();
-    group.matrix = matrix.get();
-    group.matrix2 = matrix2.get();
   }
 
+  // Rows of edges, transposed: one edge a lane, and the first again in lanes behind the last.
   static void gather(const T* rows, int dim2, const int64_t* edges, int count, Vec<T>* lanes) {
-    T* to = reinterpret_cast<T*>(lanes);
-    for (int m = 0; m < dim2; ++m)
-      for (int e = 0; e < kLanes<T>; ++e)
-        to[m * kLanes<T> + e] = e < count ? rows[edges[e] * dim2 + m] : 0;
+    constexpr int L = kLanes<T>;
+    const T* row[L];
+    for (int e = 0; e < L; ++e) row[e] = rows + edges[e < count ? e : 0] * dim2;
+    int m = 0;
+    for (; m + L <= dim2; m += L) {
+      unroll<L>(L, [&](int e) FASTMLIP_INLINE { lanes[m + e] = load(row[e] + m); });
+      transpose_square<T>(lanes + m);
+    }
+    for (; m < dim2; ++m) {
+      Vec<T> all;
+      unroll<L>(L, [&](int e) FASTMLIP_INLINE { all[e] = row[e][m]; });
+      lanes[m] = all;
+    }
   }
 
   // The group of `count` edges, of `left` edges to come; `far` are their nodes at the other end.
-  template <class Rows>
+  // What the next group will read from memory is fetched.
+  template <bool kSecond, class Rows>
   void fill(const Plan<T>& plan, const Tensors<T>& t, const Rows& rows, int64_t k,
             const int64_t* edges, const int64_t* far, int count, int64_t left, const T* far_rows,
             const T* far_rows2, int far_packed) {
     group.count = count;
     group.stream = rows.stream;
     gather(t.edge_attr, plan.dim2, edges, count, attr.get());
-    if (t.ha) gather(t.ha, plan.dim2, edges, count, attr2.get());
+    make_matrices(plan, attr.get(), matrix.get());
+    if (kSecond) {
+      gather(t.ha, plan.dim2, edges, count, attr2.get());
+      make_matrices(plan, attr2.get(), matrix2.get());
+    }
     for (int e = 0; e < count; ++e) {
       const int next = e + kLanes<T> < left ? e + kLanes<T> : e;
       group.w[e] = rows.w(k + e, edges[e]);
-      group.hw[e] = rows.hw(k + e, edges[e]);
       group.next_w[e] = rows.w(k + next, edges[next]);
-      group.next_hw[e] = rows.hw(k + next, edges[next]);
       group.dw[e] = rows.dw(k + e, edges[e]);
       group.far[e] = far_rows + far[e] * far_packed;
-      group.far2[e] = far_rows2 + (far_rows2 ? far[e] * far_packed : 0);
+      prefetch_soon(t.edge_attr + edges[next] * plan.dim2);
+      prefetch_soon(t.edge_attr + (edges[next] + 1) * plan.dim2 - 1);
+      if (!kSecond) continue;
+      group.hw[e] = rows.hw(k + e, edges[e]);
+      group.next_hw[e] = rows.hw(k + next, edges[next]);
+      group.far2[e] = far_rows2 ? far_rows2 + far[e] * far_packed : nullptr;
+      prefetch_soon(t.ha + edges[next] * plan.dim2);
+      prefetch_soon(t.ha + (edges[next] + 1) * plan.dim2 - 1);
     }
-    group.far[count] = group.far[0];
+  }
+
+  // The matrices of a path become those of the group.
+  void at(const PlanPath<T>& path) {
+    group.matrix = reinterpret_cast<const T*>(matrix.get() + path.matrix);
+    group.matrix2 = reinterpret_cast<const T*>(matrix2.get() + path.matrix);
   }
 };
 
@@ -139,11 +159,10 @@ void receive_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const Ed
     const int count = int(std::min<int64_t>(kLanes<T>, end - k));
     const int64_t* edges = part.edge + k;
     rows.prepare(part, n, k);
-    scratch.fill(plan, t, rows, k, edges, order.dst_src + k, count, rows.end(order.num_edges) - k,
-                 x, hx, plan.packed1);
+    scratch.template fill<kSecond>(plan, t, rows, k, edges, order.dst_src + k, count,
+                                   rows.end(order.num_edges) - k, x, hx, plan.packed1);
     for (const PlanPath<T>& path : plan.paths) {
-      make_matrix(path, scratch.group.attr, scratch.group.matrix);
-      if (kSecond) make_matrix(path, scratch.group.attr2, scratch.group.matrix2);
+      scratch.at(path);
       receive<T, kSecond>(path, scratch.group, sum);
     }
   }
@@ -161,12 +180,11 @@ void send_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeO
     const int count = int(std::min<int64_t>(kLanes<T>, end - k));
     const int64_t* edges = part.edge + k;
     rows.prepare(part, n, k);
-    scratch.fill(plan, t, rows, k, edges, order.src_dst + k, count, rows.end(order.num_edges) - k,
-                 grad, nullptr, plan.packed3);
+    scratch.template fill<kSecond>(plan, t, rows, k, edges, order.src_dst + k, count,
+                                   rows.end(order.num_edges) - k, grad, nullptr, plan.packed3);
     std::fill_n(scratch.group.da, round_up(count, kStep) * plan.dim2, Vec<T>{});
     for (const PlanPath<T>& path : plan.paths) {
-      make_matrix(path, scratch.group.attr, scratch.group.matrix);
-      if (kSecond) make_matrix(path, scratch.group.attr2, scratch.group.matrix2);
+      scratch.at(path);
       send<T, kSecond>(path, scratch.group, x_row, hx_row, dx, plan.dim2);
     }
     rows.finish(k, count);

@@ -15,22 +15,26 @@ struct Group {
   const T *w[kLanes<T>], *hw[kLanes<T>];  // rows of edge_weight
   const T *next_w[kLanes<T>], *next_hw[kLanes<T>];  // rows of the next group, to prefetch
   T* dw[kLanes<T>];                                 // rows of its gradient
-  const T *far[kLanes<T> + 1], *far2[kLanes<T>];    // packed rows of the other node: x, hx or grad
-  const Vec<T>*attr, *attr2;                        // edge_attr, ha: [dim2], one edge a lane
-  T *matrix, *matrix2;                              // M, M' of the path at hand: [d1 * d3][lane]
+  const T *far[kLanes<T>], *far2[kLanes<T>];        // packed rows of the other node: x, hx or grad
+  const T *matrix, *matrix2;                        // M, M' of the path at hand: [d1 * d3][lane]
   Vec<T>* q;                                        // Q of kStep edges: [kStep][d1 * d3]
   Vec<T>* da;                                       // [lane][dim2], not yet summed over lanes
 };
 
-template <class T>
-[[gnu::noinline]] void make_matrix(const PlanPath<T>& p, const Vec<T>* attr, T* matrix) {
-  const CgTerm<T>*term = p.by_matrix.data(), *end = term + p.by_matrix.size();
-  const int entries = p.d2 == 1 ? 1 : p.d1 * p.d3;  // l2 = 0: one number times the unit matrix
-  for (int index = 0; index < entries; ++index) {
-    Vec<T> m{};
-    for (; term != end && term->index == index; ++term) m += term->value * attr[p.in2 + term->m2];
-    store(matrix + index * kLanes<T>, m);
+// Fetches the path's share of the row that follows in the next group at the place of edge e.
+template <class T, bool kSecond>
+FASTMLIP_INLINE inline void fetch_next(const PlanPath<T>& p, const Group<T>& group, int e) {
+  for (int column = p.fetch; column < p.fetch_end; column += 64 / int(sizeof(T))) {
+    prefetch(group.next_w[e] + column);
+    if (kSecond) prefetch(group.next_hw[e] + column);
   }
+}
+
+// M of all paths, a vector of edges for each entry; entries without a term are zero already.
+template <class T>
+[[gnu::noinline]] void make_matrices(const Plan<T>& plan, const Vec<T>* attr, Vec<T>* matrix) {
+  for (const CgTerm<T>& term : plan.set) matrix[term.index] = term.value * attr[term.m2];
+  for (const CgTerm<T>& term : plan.add) matrix[term.index] += term.value * attr[term.m2];
 }
 
 // In the kernels D1, D3 are the irreps' dimensions where known at compile time, 0 where not.
@@ -163,11 +167,13 @@ void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, c
       holds_q ? wide((2 + kSecond) * D1 + 1, D1 * D3 + 2 + kSecond) : wide((1 + kSecond) * S + 1);
   const int d1 = D1 ? D1 : p.d1, d3 = D3 ? D3 : p.d3, padded = p.padded;
   const T *matrix = group.matrix + e, *matrix2 = group.matrix2 + e;
-  const T *grad = group.far[e] + p.out, *soon = group.far[e + 1] + p.out;
+  const T* grad = group.far[e] + p.out;
+  const T* soon = e + 1 < group.count ? group.far[e + 1] + p.out : group.far[0] + p.next_out;
   const T *w_row = group.w[e] + p.weight, *hw_row = group.hw[e] + p.weight;
-  const T *next_w = group.next_w[e] + p.weight, *next_hw = group.next_hw[e] + p.weight;
   T* dw_row = group.dw[e] + p.weight;
+  const bool stream = group.stream && can_stream(dw_row);
   Vec<T> q[kQ] = {};
+  fetch_next<T, kSecond>(p, group, e);
   for_channels<T, vectors>(p.mul, [&](auto W, int u, int left) FASTMLIP_INLINE {
     Vec<T> y[W * S] = {}, y2[kSecond ? W * S : 1] = {}, wx[holds_q ? W * S : 1];
     if constexpr (holds_q)
@@ -197,10 +203,8 @@ void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, c
     });
     unroll<W>(W, [&](int v) FASTMLIP_INLINE {
       const Vec<T> w = pin(load_some(w_row + u + v * L, left));
-      if (begins_line(v)) prefetch(next_w + u + v * L);
       Vec<T> hw{}, dw{};
       if (kSecond) hw = pin(load_some(hw_row + u + v * L, left));
-      if (kSecond && begins_line(v)) prefetch(next_hw + u + v * L);
       unroll<D1>(d1, [&](int m1) FASTMLIP_INLINE {
         const int at = m1 * padded + u + v * L;
         const Vec<T> xm = pin(load(x + at)), ym = y[v * S + m1];
@@ -215,7 +219,7 @@ void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, c
         }
         store(dx + at, d);
       });
-      write_some(dw_row + u + v * L, dw, left, group.stream);
+      write_some(dw_row + u + v * L, dw, left, stream);
     });
   });
   if constexpr (holds_q) unroll<kQ>(kQ, [&](int i) FASTMLIP_INLINE { to[i] = q[i]; });
@@ -252,15 +256,16 @@ constexpr int kStep = 4;
 template <class T>
 [[gnu::noinline]] void contract_q(const PlanPath<T>& p, const Vec<T>* q, Vec<T>* da, int dim2) {
   const int entries = p.d1 * p.d3;
-  const CgTerm<T>* term = p.by_attr.data();
-  for (int m2 = 0; m2 < p.d2; ++m2) {
+  const CgTerm<T>*term = p.terms.data(), *end = term + p.terms.size();
+  while (term != end) {
+    const int m2 = term->m2;
     Vec<T> sum[kStep];
     unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { sum[e] = da[e * dim2 + m2]; });
-    for (const CgTerm<T>* end = p.by_attr.data() + p.attr_end[m2]; term != end; ++term) {
-      const Vec<T>* from = q + term->index;
+    do {
       const T value = term->value;
+      const Vec<T>* from = q + term->index;
       unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { sum[e] += value * from[e * entries]; });
-    }
+    } while (++term != end && term->m2 == m2);
     unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { da[e * dim2 + m2] = sum[e]; });
   }
 }
@@ -285,7 +290,7 @@ template <class T, int D1, int D3, bool kSecond>
         send_columns<T, columns, D3, kSecond>(p, group, e, first, x, hx, q);
       if constexpr (rest > 0) send_columns<T, rest, D3, kSecond>(p, group, e, first, x, hx, q);
     }
-    contract_q(p, group.q, group.da + begin * dim2 + p.in2, dim2);
+    contract_q(p, group.q, group.da + begin * dim2, dim2);
   }
 }
 
@@ -294,7 +299,7 @@ template <class T, int D, bool kSecond>
                                         const T* hx, T* dx, int dim2) {
   constexpr int L = kLanes<T>;
   const int d = D ? D : p.d1, padded = p.padded;
-  const T coefficient = p.by_matrix[0].value;
+  const T coefficient = p.terms[0].value;
   x += p.in1;
   hx += p.in1;
   dx += p.in1;
@@ -302,18 +307,17 @@ template <class T, int D, bool kSecond>
     const T *grad = group.far[e] + p.out, scale = group.matrix[e],
             scale2 = kSecond ? group.matrix2[e] : T(0);
     const T *w_row = group.w[e] + p.weight, *hw_row = group.hw[e] + p.weight;
-    const T *next_w = group.next_w[e] + p.weight, *next_hw = group.next_hw[e] + p.weight;
     T* dw_row = group.dw[e] + p.weight;
-    const T* soon = group.far[e + 1] + p.out;
+    const bool stream = group.stream && can_stream(dw_row);
+    const T* soon = e + 1 < group.count ? group.far[e + 1] + p.out : group.far[0] + p.next_out;
+    fetch_next<T, kSecond>(p, group, e);
     Vec<T> q[wide(2)] = {};  // several, so that their additions need not wait for each other
     for_channels<T, wide(2)>(p.mul, [&](auto W, int u, int left) FASTMLIP_INLINE {
       unroll<W>(W, [&](int v) FASTMLIP_INLINE {
         const int column = u + v * L;
         const Vec<T> w = pin(load_some(w_row + column, left));
         Vec<T> hw{}, xg{}, hxg{}, with_g = scale * w;
-        if (begins_line(v)) prefetch(next_w + column);
         if (kSecond) {
-          if (begins_line(v)) prefetch(next_hw + column);
           hw = pin(load_some(hw_row + column, left));
           with_g = scale2 * w + scale * hw;
         }
@@ -331,11 +335,11 @@ template <class T, int D, bool kSecond>
           q[v] += hw * xg;
           dw = scale2 * xg + scale * hxg;
         }
-        write_some(dw_row + column, dw, left, group.stream);
+        write_some(dw_row + column, dw, left, stream);
       });
     });
     for (int v = 1; v < wide(2); ++v) q[0] += q[v];
-    group.da[e * dim2 + p.in2] += coefficient * q[0];
+    group.da[e * dim2 + p.terms[0].m2] += coefficient * q[0];
   }
 }
 

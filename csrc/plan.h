@@ -15,17 +15,20 @@
 
 namespace fastmlip::FASTMLIP_ISA {
 
+// A Clebsch-Gordan symbol times the path's coefficient: from edge_attr[m2] to entry `index` of M.
 template <class T>
 struct CgTerm {
-  int m2, index;  // index = m1 * d3 + m3
+  int m2, index;
   T value;
 };
 
 template <class T>
 struct PlanPath {
-  int mul, padded, d1, d2, d3, in1, in2, out, weight;  // in1, out: offsets in packed rows
-  std::vector<CgTerm<T>> by_matrix, by_attr;           // the same terms sorted by index, by m2
-  std::vector<int> attr_end;                           // [d2]: where in by_attr the terms of m2 end
+  int mul, padded, d1, d2, d3, in1, out, weight;  // in1, out: offsets in packed rows
+  int matrix;                         // where in the matrices of all paths its entries begin
+  std::vector<CgTerm<T>> terms = {};  // index = m1 * d3 + m3; sorted by m2
+  int next_out = 0;                   // of the path that follows
+  int fetch = 0, fetch_end = 0;       // columns of a later row to prefetch meanwhile
 };
 
 struct PackedBlock {
@@ -36,9 +39,12 @@ template <class T>
 struct Plan {
   int dim1 = 0, dim2 = 0, dim3 = 0, packed1 = 0, packed3 = 0;
   int64_t weight_numel = 0;
-  int max_matrix = 1;
   std::vector<PackedBlock> blocks1, blocks3;
   std::vector<PlanPath<T>> paths;
+  // The matrices of all paths, [d1 * d3] of each, or one number where l2 = 0: a term of each entry
+  // that is not zero, and further ones.
+  int matrix_entries = 0;
+  std::vector<CgTerm<T>> set, add;
 
   explicit Plan(const int64_t* tables) {
     const auto& header = *reinterpret_cast<const Header*>(tables);
@@ -54,35 +60,56 @@ struct Plan {
       const PathRow& row = rows[i];
       if (row.mul == 0) continue;
       const PackedBlock &in = blocks1[row.in1_block], &out = blocks3[row.out_block];
-      PlanPath<T> path{in.mul,
-                       in.padded,
-                       int(row.d1),
-                       int(row.d2),
-                       int(row.d3),
-                       in.packed_offset,
-                       int(row.in2_offset),
-                       out.packed_offset,
-                       int(row.weight_offset),
-                       {},
-                       {},
-                       {}};
+      PlanPath<T> path{in.mul,        in.padded,        int(row.d1),       int(row.d2),
+                       int(row.d3),   in.packed_offset, out.packed_offset, int(row.weight_offset),
+                       matrix_entries};
+      matrix_entries += path.d2 == 1 ? 1 : path.d1 * path.d3;
       for (const CgRow* term = cg + row.cg_begin; term != cg + row.cg_end; ++term) {
         double value;
         std::memcpy(&value, &term->value_bits, sizeof(value));
-        path.by_matrix.push_back({int(term->m2), int(term->m1 * row.d3 + term->m3), T(value)});
+        path.terms.push_back(
+            {int(row.in2_offset + term->m2), int(term->m1 * row.d3 + term->m3), T(value)});
       }
-      path.by_attr = path.by_matrix;
-      std::stable_sort(path.by_matrix.begin(), path.by_matrix.end(),
-                       [](const auto& a, const auto& b) { return a.index < b.index; });
-      std::stable_sort(path.by_attr.begin(), path.by_attr.end(),
+      add_matrix(path);
+      std::stable_sort(path.terms.begin(), path.terms.end(),
                        [](const auto& a, const auto& b) { return a.m2 < b.m2; });
-      for (int m2 = 0; m2 < path.d2; ++m2)
-        path.attr_end.push_back(
-            int(std::upper_bound(path.by_attr.begin(), path.by_attr.end(), m2,
-                                 [](int m, const auto& term) { return m < term.m2; }) -
-                path.by_attr.begin()));
-      max_matrix = std::max(max_matrix, path.d1 * path.d3);
       paths.push_back(std::move(path));
+    }
+    share_prefetches();
+  }
+
+  int max_matrix() const {
+    int most = 1;
+    for (const PlanPath<T>& path : paths) most = std::max(most, path.d1 * path.d3);
+    return most;
+  }
+
+  void add_matrix(const PlanPath<T>& path) {
+    std::vector<bool> seen(path.d1 * path.d3);
+    for (const CgTerm<T>& term : path.terms) {
+      if (path.d2 == 1 && term.index > 0) continue;  // the unit matrix
+      (seen[term.index] ? add : set).push_back({term.m2, path.matrix + term.index, term.value});
+      seen[term.index] = true;
+    }
+  }
+
+  // Columns of a row of weights by the work of each path, so that they come in at an even rate:
+  // half of a row can belong to paths that compute little.
+  void share_prefetches() {
+    auto work = [](const PlanPath<T>& p) {
+      return int64_t(p.mul) * p.d1 * (p.d2 == 1 ? 2 : p.d3 + 1);
+    };
+    constexpr int64_t line = 64 / sizeof(T);
+    int64_t total = 0, done = 0;
+    for (const PlanPath<T>& p : paths) total += work(p);
+    int column = 0;
+    for (size_t i = 0; i < paths.size(); ++i) {
+      const bool last = i + 1 == paths.size();
+      done += work(paths[i]);
+      paths[i].fetch = column;
+      column = int(last ? weight_numel : weight_numel * done / total / line * line);
+      paths[i].fetch_end = column;
+      paths[i].next_out = paths[last ? i : i + 1].out;
     }
   }
 
@@ -118,7 +145,7 @@ Buffer<T> allocate(int64_t count) {
 template <class T>
 Buffer<T> zeros(int64_t count) {
   Buffer<T> result = allocate<T>(count);
-  std::fill_n(result.get(), count, T(0));
+  std::fill_n(result.get(), count, T{});
   return result;
 }
 
@@ -126,21 +153,39 @@ Buffer<T> zeros(int64_t count) {
 
 template <class T, int D>
 void pack_block(const PackedBlock& b, const T* row, T* packed) {
+  constexpr int L = kLanes<T>;
   const T* from = row + b.offset;
   T* to = packed + b.packed_offset;
   const int dim = D ? D : b.dim;
-  for (int m = 0; m < dim; ++m) {
-    for (int u = 0; u < b.mul; ++u) to[m * b.padded + u] = from[u * dim + m];
-    for (int u = b.mul; u < b.padded; ++u) to[m * b.padded + u] = 0;
+  int u = 0;
+  if constexpr (D > 0) {
+    for (; u + L <= b.mul; u += L) {
+      Vec<T> tuples[D], components[D];
+      unroll<D>(D, [&](int v) FASTMLIP_INLINE { tuples[v] = load(from + u * D + v * L); });
+      Tuples<T, D>::split(tuples, components);
+      unroll<D>(D, [&](int m) FASTMLIP_INLINE { store(to + m * b.padded + u, components[m]); });
+    }
   }
+  for (int m = 0; m < dim; ++m)
+    for (int i = u; i < b.padded; ++i) to[m * b.padded + i] = i < b.mul ? from[i * dim + m] : T(0);
 }
 
 template <class T, int D>
 void unpack_block(const PackedBlock& b, const T* packed, T* row) {
+  constexpr int L = kLanes<T>;
   const T* from = packed + b.packed_offset;
   T* to = row + b.offset;
   const int dim = D ? D : b.dim;
-  for (int u = 0; u < b.mul; ++u)
+  int u = 0;
+  if constexpr (D > 0) {
+    for (; u + L <= b.mul; u += L) {
+      Vec<T> tuples[D], components[D];
+      unroll<D>(D, [&](int m) FASTMLIP_INLINE { components[m] = load(from + m * b.padded + u); });
+      Tuples<T, D>::join(components, tuples);
+      unroll<D>(D, [&](int v) FASTMLIP_INLINE { store(to + u * D + v * L, tuples[v]); });
+    }
+  }
+  for (; u < b.mul; ++u)
     for (int m = 0; m < dim; ++m) to[u * dim + m] = from[m * b.padded + u];
 }
 

@@ -110,16 +110,21 @@ inline void store_some(T* to, Vec<T> v, int count) {
 }
 
 // store_some, with `stream` past the caches, for rows that are written once and read much later: a
-// plain store would first fetch the line. Where the row is not aligned it is a plain store.
+// plain store would first fetch the line. Only in rows that can_stream.
 template <class T>
 inline void write_some(T* to, Vec<T> v, int count, bool stream) {
 #ifdef FASTMLIP_STREAM
-  if (stream && count >= kLanes<T> && reinterpret_cast<uintptr_t>(to) % sizeof(v) == 0) {
+  if (stream && count >= kLanes<T>) {
     FASTMLIP_STREAM(reinterpret_cast<FASTMLIP_STREAM_AS*>(to), (FASTMLIP_STREAM_VECTOR)v);
     return;
   }
 #endif
   store_some(to, v, count);
+}
+
+template <class T>
+inline bool can_stream(const T* row) {
+  return reinterpret_cast<uintptr_t>(row) % sizeof(Vec<T>) == 0;
 }
 
 // Makes streamed rows visible to other threads.
@@ -221,6 +226,72 @@ FASTMLIP_INLINE inline void transpose_square(Vec<T>* v) {
   });
   if constexpr (Half > 1) transpose_square<T, Half / 2>(v);
 }
+
+// split: from kLanes D-tuples, one behind the other in D vectors, a vector of each component; join:
+// back. Lane l of vector v is of component (v kLanes + l) mod D. D is odd, so a component has every
+// lane once: what is put together lane by lane from all vectors only needs another order.
+template <class T, int D>
+struct Tuples {
+  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef Index Mask __attribute__((vector_size(FASTMLIP_VECTOR_BYTES)));
+  static constexpr int L = kLanes<T>;
+  using Lanes = std::make_integer_sequence<int, L>;
+  using Each = std::make_integer_sequence<int, D>;
+
+  static void split(const Vec<T>* tuples, Vec<T>* components) {
+    split_each(tuples, components, Each{});
+  }
+  static void join(const Vec<T>* components, Vec<T>* tuples) {
+    join_each(components, tuples, Each{});
+  }
+
+ private:
+  // the lanes of b that are of component M in vector V, the others of a
+  template <int M, int V, int... I>
+  static Vec<T> take(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+    constexpr Mask mask = {((V * L + I) % D == M ? L + I : I)...};
+    return __builtin_shuffle(a, b, mask);
+  }
+  template <int M, int... I>
+  static Vec<T> to_order(Vec<T> v, std::integer_sequence<int, I...>) {
+    constexpr Mask mask = {((I * D + M) % L)...};
+    return __builtin_shuffle(v, mask);
+  }
+  template <int M, int... I>
+  static Vec<T> from_order(Vec<T> v, std::integer_sequence<int, I...>) {
+    constexpr Mask mask = {(place(M, I))...};
+    return __builtin_shuffle(v, mask);
+  }
+  static constexpr int place(int m, int lane) {
+    int tuple = 0;
+    while ((tuple * D + m) % L != lane) ++tuple;
+    return tuple;
+  }
+
+  template <int M, int... V>
+  static Vec<T> component(const Vec<T>* tuples, std::integer_sequence<int, V...>) {
+    Vec<T> result = tuples[0];
+    ((result = take<M, V>(result, tuples[V], Lanes{})), ...);
+    return to_order<M>(result, Lanes{});
+  }
+  template <int... M>
+  static void split_each(const Vec<T>* tuples, Vec<T>* components,
+                         std::integer_sequence<int, M...>) {
+    ((components[M] = component<M>(tuples, Each{})), ...);
+  }
+  template <int V, int... M>
+  static Vec<T> vector(const Vec<T>* ordered, std::integer_sequence<int, M...>) {
+    Vec<T> result = ordered[0];
+    ((result = take<M, V>(result, ordered[M], Lanes{})), ...);
+    return result;
+  }
+  template <int... M>
+  static void join_each(const Vec<T>* components, Vec<T>* tuples,
+                        std::integer_sequence<int, M...>) {
+    const Vec<T> ordered[D] = {from_order<M>(components[M], Lanes{})...};
+    ((tuples[M] = vector<M>(ordered, Each{})), ...);
+  }
+};
 
 // f(W, u, left) for the channels u of mul, W vectors at a time while there are that many and then
 // one (W is a constant), `left` channels of the last vector to go; where a whole vector is left,

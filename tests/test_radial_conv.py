@@ -237,3 +237,23 @@ def test_bad_arguments_of_splines(changes, error, message):
     operands = OP.arguments(OP.make_inputs(case), case) | changes
     with pytest.raises(error, match=message):
         ops.radial_conv(**operands)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_a_row_that_stands_for_no_edge_is_not_read(backend):
+    """Whatever is in it: 0 times a number that is not finite would be NaN in every gradient."""
+    case = OP.cases["deep network"]
+    inputs = OP.make_inputs(case, nodes=7, edges=40)
+    named = OP.arguments(inputs, case)
+    unread = named["edge_pair"] != torch.arange(40)
+    assert unread.any()
+    results = []
+    for number in (0.0, float("nan")):
+        radial = torch.where(unread[:, None], number, inputs.radial)
+        operands = {k: named[k].requires_grad_() for k in ("x", "edge_attr", "weight", "hidden")}
+        with use_backend(backend):
+            out = ops.radial_conv(**named | operands | {"radial": radial.requires_grad_()})
+        found = torch.autograd.grad(out.square().sum(), [radial, *operands.values()])
+        results.append([out, *found])
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
