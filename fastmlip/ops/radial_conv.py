@@ -232,10 +232,8 @@ def edge_weights(
     layers for every edge, or (``once``) on the C++ backend once for each pair."""
     rows = radial if first_row is None else spline.basis(radial)
     for layer in _layers(hidden, radial.shape[1], weight.shape[0]):
-        if edge_pair is None:
-            product = rows @ layer
-        else:  # only rows that stand for an edge: what is in the others must not matter, even NaN
-            product = (pair_linear if once else pair_linear_reference)(rows, layer, edge_pair)
+        # only rows that stand for an edge: what is in the others must not matter, even NaN
+        product = _from_rows(rows, layer, edge_pair, None, layer.shape[1], once)
         rows = torch.nn.functional.silu(product)
     return _from_rows(rows, weight, edge_pair, first_row, weight_numel, once)
 
