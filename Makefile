@@ -1,8 +1,11 @@
 # `make demo` and `make test` are all a newcomer needs: each makes .venv, builds and installs.
 PYTHON ?= python3
 TORCH ?= 2.13.0
+# processes that share the tests, each of up to 4 GiB; threads that wait leave the core to others
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
@@ -12,10 +15,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 # the operators over a C++ extension that checks every access, built beside the usual one;
 # other parts of torch and Triton are not under test

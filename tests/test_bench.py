@@ -264,6 +264,7 @@ def test_rows_run_in_turns_and_a_row_that_fails_is_reported(tmp_path, monkeypatc
     (suite / "conftest.py").write_text("from fastmlip.bench.conftest import *\n")
     (suite / "bench_made_up.py").write_text(SUITE)
     monkeypatch.setattr(run, "SUITE", suite)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # which would turn timing off
     result = invoke("--report", tmp_path / "out", "--blocks", 2, "--seconds", 0.01)
     assert result.exit_code == 1
     assert "2 rows failed and were not timed: bench_wrong[0], bench_wrong[1]" in result.output

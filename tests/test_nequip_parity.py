@@ -24,11 +24,14 @@ pytestmark = pytest.mark.usefixtures("nequip_state")
 
 BOUND = {"float64": 1e-10, "float32": 1e-5}
 STRUCTURES = ("own images", "lone atom", "batch", "bulk")
+SLOWEST = ("XL", "float32")
 CASES = [
     pytest.param(
         config, dtype, structure,
         id=f"{config}-{dtype}-{structure}",
-        marks=[pytest.mark.slow] if config in ("L", "XL") and structure != "own images" else [],
+        marks=[pytest.mark.slow]
+        if (config in ("L", "XL") and structure != "own images") or (config, dtype) == SLOWEST
+        else [],
     )
     for config in (*PRESETS, *ODD)
     for dtype in BOUND

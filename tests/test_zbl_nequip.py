@@ -194,7 +194,10 @@ def test_an_isolated_atom_has_its_own_energy_and_a_close_pair_repels(data):
     assert forces[0, 0] < -100 and forces[1, 0] > 100
 
 
-@pytest.mark.parametrize("zbl", [STOCK, OURS], ids=["swapped", "named"])
+@pytest.mark.parametrize(
+    "zbl",
+    [pytest.param(STOCK, id="swapped"), pytest.param(OURS, id="named", marks=pytest.mark.slow)],
+)
 def test_training_with_compile_mode_traces(zbl):
     """What compile_mode: compile does, without the minutes that Inductor takes."""
     code = """
