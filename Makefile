@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs: each makes .venv, builds and installs.
 PYTHON ?= python3
 TORCH ?= 2.13.0
-# processes that share the tests, each of up to 4 GiB; threads that wait leave the core to others
+# processes that share the tests; a thread that waits leaves its core to others
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
