@@ -209,9 +209,32 @@ int64_t sum(Rows grad, Rows x, Types types, double* dscales, double* dshifts, in
   return bad.get();
 }
 
+int64_t by_type(Types types, Values values, bool add, double* out, int64_t num_atoms,
+                ParallelFor parallel_for, int64_t threads) {
+  FirstBad bad;
+  auto part = [&](int64_t p) {
+    const int64_t begin = num_atoms * p / threads, end = num_atoms * (p + 1) / threads;
+    with_index(types.narrow, [&](auto index_tag) {
+      const auto* index = static_cast<const decltype(index_tag)*>(types.data);
+      for (int64_t from = begin; from < end; from += kBlock) {
+        const int64_t to = std::min(from + kBlock, end);
+        const int64_t position =
+            values.count > 1 ? first_bad(index, from, to, values.count) : int64_t(-1);
+        if (position >= 0) return bad.report(position);
+        for (int64_t i = from; i < to; ++i) {
+          const double value = values.data[values.count > 1 ? index[i] : 0];
+          out[i] = add ? out[i] + value : value;
+        }
+      }
+    });
+  };
+  run(parallel_for, threads, part);
+  return bad.get();
+}
+
 }  // namespace
 
 extern const ScaleShift scale_shift;
-const ScaleShift scale_shift = {apply, sum};
+const ScaleShift scale_shift = {apply, sum, by_type};
 
 }  // namespace fastmlip::FASTMLIP_ISA

@@ -31,6 +31,9 @@ struct ScaleShift {
   // the order of a sum depends on num_atoms only. Returns as apply does.
   int64_t (*sum)(Rows grad, Rows x, Types types, double* dscales, double* dshifts,
                  int64_t num_types, int64_t num_atoms, ParallelFor, int64_t threads);
+  // out[i] = values[types[i]], or += where `add`; returns as apply does.
+  int64_t (*by_type)(Types types, Values values, bool add, double* out, int64_t num_atoms,
+                     ParallelFor, int64_t threads);
 };
 
 }  // namespace fastmlip

@@ -177,18 +177,24 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no gradient", "gradient"])
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_argument_is_refused(name):
+def test_a_bad_argument_is_refused(name, grad):
     changes, error, message = BAD[name]
+    operands = MAKE(PER_TYPE, torch.float32)._asdict() | changes
+    if operands["x"].is_floating_point():
+        operands["x"].requires_grad_(grad)
     with pytest.raises(error, match=message):
-        OP.op(**(MAKE(PER_TYPE, torch.float32)._asdict() | changes), problem=PER_TYPE.problem)
+        OP.op(**operands, problem=PER_TYPE.problem)
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no gradient", "gradient"])
 @pytest.mark.parametrize("bad", [-1, 5, 2**31 - 1])
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("at", [0, 600, 40_002])
-def test_a_type_out_of_range_is_refused_by_its_position(at, dtype, bad):
+def test_a_type_out_of_range_is_refused_by_its_position(at, dtype, bad, grad):
     inputs = MAKE(PER_TYPE, torch.float32, atoms=40_003, ghosts=1, index_dtype=dtype)
+    inputs.x.requires_grad_(grad)
     inputs.types[at] = bad
     message = rf"types\[{at}\] = {bad} .*0 <= type < 5"
     with pytest.raises(RuntimeError, match=message):
@@ -204,3 +210,45 @@ def test_half_energies_are_taken():
     inputs = MAKE(PER_TYPE, torch.float32)
     half = inputs._replace(x=inputs.x.bfloat16())
     assert_close(functions(PER_TYPE)[0](*half), functions(PER_TYPE)[1](*half))
+
+
+@pytest.mark.parametrize("column", [True, False], ids=["column", "flat"])
+@pytest.mark.parametrize("atoms", [0, 37, 40_003])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OP.cases)
+def test_constants_leave_the_graph_to_torch(name, dtype, atoms, column):
+    case = OP.cases[name]
+    index = torch.int32 if column else torch.int64
+    inputs = MAKE(case, dtype, atoms, ghosts=3, index_dtype=index, column=column)
+    x = torch.stack([inputs.x, inputs.x])[1].requires_grad_()  # which begins inside its memory
+    with poison_empty():
+        out = OP.op(x, *inputs[1:], case.problem)
+        assert "Backward0" in out.grad_fn.name()  # a node of torch's own
+        grad = torch.randn_like(out, requires_grad=True)
+        (dx,) = torch.autograd.grad(out, x, grad, create_graph=True)
+        (dgrad,) = torch.autograd.grad(dx, grad, x.detach())
+    scales = torch.ones_like(inputs.scales) if not case.problem[0] else inputs.scales
+    factor = scales.expand(case.num_types, 1)[inputs.types[:atoms].long()].reshape(x.shape)
+    assert_close(out, OP.reference(*inputs, case.problem))
+    assert dx.dtype == dtype and torch.equal(dx, (grad * factor).to(dtype))
+    assert_close(dgrad, factor * x.detach(), 2)
+
+
+def test_a_change_of_constants_after_a_call_does_not_reach_its_gradient():
+    inputs = MAKE(PER_TYPE)
+    x = inputs.x.requires_grad_()
+    want = inputs.scales[inputs.types]
+    out = ops.scale_shift(x, *inputs[1:])
+    inputs.scales.mul_(2)
+    inputs.types.zero_()
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], want)
+
+
+@pytest.mark.parametrize("changed", ["x", "scales", "shifts"])
+def test_lazy_signs_are_read_as_what_they_mean(changed):
+    inputs = MAKE(PER_TYPE)
+    want = OP.op(*inputs, PER_TYPE.problem)
+    lazy = inputs._replace(**{changed: torch._neg_view(-getattr(inputs, changed))})
+    out = OP.op(*lazy._replace(x=lazy.x.requires_grad_()), PER_TYPE.problem)
+    assert_close(out, want)
+    assert_close(torch.autograd.grad(out.sum(), lazy.x)[0], inputs.scales[inputs.types], 1)

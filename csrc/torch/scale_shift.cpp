@@ -2,6 +2,7 @@
 #include "../scale_shift.h"
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <tuple>
 
@@ -24,14 +25,16 @@ Rows rows(const char* name, const Tensor& t, int64_t num_atoms) {
 
 Values values(const char* name, const std::optional<Tensor>& t) {
   if (!t) return {nullptr, 1};
-  expect(t->scalar_type() == ScalarType::Double && t->numel() > 0, name,
-         ": expected float64 values");
+  expect(t->scalar_type() == ScalarType::Double && t->dim() == 2 && t->size(1) == 1 &&
+             t->numel() > 0 && t->is_cpu(),
+         name, ": expected float64 of shape [num_types, 1] or [1, 1] on a CPU");
   return {static_cast<const double*>(t->const_data_ptr()), t->numel()};
 }
 
 Types atom_types(const Tensor& t, int64_t num_atoms) {
   const ScalarType dtype = t.scalar_type();
-  expect(dtype == ScalarType::Long || dtype == ScalarType::Int, "types: expected int32 or int64");
+  expect((dtype == ScalarType::Long || dtype == ScalarType::Int) && t.is_cpu(),
+         "types: expected int32 or int64 on a CPU");
   expect(t.numel() >= num_atoms, "types: expected at least N = ", num_atoms, " entries, got ",
          t.numel());
   return {t.const_data_ptr(), dtype == ScalarType::Int};
@@ -44,6 +47,12 @@ void expect_types(int64_t bad, const Types& types, int64_t num_types) {
   fail("types[", bad, "] = ", value, " is out of range: expected 0 <= type < ", num_types);
 }
 
+void expect_counts(const Values& scales, const Values& shifts, int64_t num_types) {
+  expect((scales.count == 1 || scales.count == num_types) &&
+             (shifts.count == 1 || shifts.count == num_types),
+         "shifts: expected as many values as scales");
+}
+
 Tensor scale_shift_cpu(const Tensor& x_any, const Tensor& types_any,
                        const std::optional<Tensor>& scales_any,
                        const std::optional<Tensor>& shifts_any, bool single) {
@@ -52,14 +61,49 @@ Tensor scale_shift_cpu(const Tensor& x_any, const Tensor& types_any,
   const std::optional<Tensor> scales = packed(scales_any), shifts = packed(shifts_any);
   const Values s = values("scales", scales), b = values("shifts", shifts);
   const int64_t num_types = std::max(s.count, b.count);
-  expect((s.count == 1 || s.count == num_types) && (b.count == 1 || b.count == num_types),
-         "shifts: expected as many values as scales");
+  expect_counts(s, b, num_types);
   const Rows in = rows("x", x, num_atoms);
   const Types index = num_types > 1 ? atom_types(types, num_atoms) : Types{nullptr, false};
   Tensor out = empty(x.sizes(), single ? ScalarType::Float : ScalarType::Double);
   expect_types(scale_shift().apply(in, index, s, b, {out.data_ptr(), single}, num_atoms,
                                    parallel_for, parts(num_atoms >> 14)),
                index, num_types);
+  return out;
+}
+
+// With constant scales and shifts, on tensors with memory: torch's own product, whose node of its
+// graph costs less than one made in Python, and the shifts, of which no derivative knows, added to
+// its result. x is read by torch alone.
+Tensor scale_shift_constant_cpu(const Tensor& x, const Tensor& types_any,
+                                const std::optional<Tensor>& scales_any,
+                                const std::optional<Tensor>& shifts_any) {
+  static const double one = 1.0;
+  expect(x.dim() == 1 || (x.dim() == 2 && x.size(1) == 1), "x: expected shape [N] or [N, 1]");
+  const Tensor types = packed(types_any);
+  const std::optional<Tensor> scales = packed(scales_any), shifts = packed(shifts_any);
+  Values s = values("scales", scales);
+  const Values b = values("shifts", shifts);
+  if (!scales) s = {&one, 1};
+  const int64_t num_types = std::max(s.count, b.count), num_atoms = x.size(0);
+  expect_counts(s, b, num_types);
+  const Types index = atom_types(types, num_atoms);
+  const auto by_type = [&](Values of, bool add, const Tensor& out) {
+    expect_types(scale_shift().by_type(index, of, add, out.mutable_data_ptr<double>(), out.numel(),
+                                       parallel_for, parts(out.numel() >> 14)),
+                 index, num_types);
+  };
+  const int64_t single[] = {1};
+  const Tensor factor =
+      s.count > 1 ? empty(x.sizes(), ScalarType::Double) : empty({single, 1}, ScalarType::Double);
+  by_type(s, false, factor);
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(x),
+                                    torch::stable::detail::from(factor)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::mul", "Tensor", stack.data(), TORCH_ABI_VERSION));
+  const Tensor out = torch::stable::detail::to<Tensor>(stack[0]);
+  expect(out.is_cpu() && out.is_contiguous() && out.scalar_type() == ScalarType::Double,
+         "x: expected real numbers on a CPU");
+  if (shifts) by_type(b, true, out);
   return out;
 }
 
@@ -87,6 +131,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
       "scale_shift_cpu(Tensor x, Tensor types, Tensor? scales, Tensor? shifts, bool single) -> "
       "Tensor");
   m.def(
+      "scale_shift_constant_cpu(Tensor x, Tensor types, Tensor? scales, Tensor? shifts) -> Tensor");
+  m.def(
       "scale_shift_sums_cpu(Tensor grad, Tensor x, Tensor types, SymInt num_types) -> (Tensor, "
       "Tensor)");
 }
@@ -94,4 +140,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {
   m.impl("scale_shift_cpu", TORCH_BOX(&fastmlip::scale_shift_cpu));
   m.impl("scale_shift_sums_cpu", TORCH_BOX(&fastmlip::scale_shift_sums_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastmlip, CompositeImplicitAutograd, m) {
+  m.impl("scale_shift_constant_cpu", TORCH_BOX(&fastmlip::scale_shift_constant_cpu));
 }

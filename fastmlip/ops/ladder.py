@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
+Tensor = torch.Tensor
+PLAIN = (Tensor, torch.nn.Parameter)
+_modes, _transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
 
 class Rung(NamedTuple):
     """An operator and its derivative.
@@ -47,6 +52,21 @@ def asked(ctx: Any) -> list[bool]:
     return [needs and _runs(next(nodes)) for needs in ctx.needs_input_grad]
 
 
+def eager() -> bool:
+    """Whether nothing watches or transforms calls: no graph is made, no dispatch mode is on."""
+    return (
+        not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+        and not _modes()
+        and not _transforms()
+    )
+
+
+def has_memory(t: Tensor) -> bool:
+    """Whether a kernel may read ``t`` as it lies there: not a fake, lazy or wrapped tensor."""
+    return type(t) in PLAIN and not (t.is_neg() or t._is_zerotensor() or _wrapped(t))
+
+
 def _runs(node: Any) -> bool:
     leaf = not node.next_functions  # of which torch does not say it in autograd.grad
     return leaf or torch._C._will_engine_execute_node(node)
@@ -69,7 +89,7 @@ def _call(operator: Any, save: Callable[..., None], vjp: Callable[..., Any]) -> 
                 f"{operator.name()}: no forward-mode derivatives (torch.func.jvp, dual numbers); "
                 "expected torch.autograd.grad"
             )
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or _transforms():
             return operator(*operands)
         if torch.is_grad_enabled():
             return Eager.apply(*operands)

@@ -5,8 +5,9 @@ With the type t_i of atom i, scales alpha and shifts E0::
     out[i] = alpha[t_i] * x[i] + E0[t_i]
 
 in one pass, the cast to float64 included. One value for all types (``[1, 1]``) reads no types, and
-without a gradient is one ``torch.addcmul``. Where ``x[i]`` is zero, as for an atom without
-neighbours, ``out[i]`` is ``E0[t_i]`` to the bit.
+without a gradient is one ``torch.addcmul``. Eager calls with constant values leave derivatives to
+torch's own product. Where ``x[i]`` is zero, as for an atom without neighbours, ``out[i]`` is
+``E0[t_i]`` to the bit.
 
 Two operators are each other's derivatives to every order, because ``out`` is linear in x and in
 (alpha, E0), and the second is the transpose of the first in (alpha, E0)::
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 
 from fastmlip import backend
-from fastmlip.ops.ladder import Rung, ladder
+from fastmlip.ops.ladder import Rung, eager, has_memory, ladder
 
 Tensor = torch.Tensor
 FLOATS, INTEGERS = (torch.float32, torch.float64), (torch.int32, torch.int64)
@@ -53,30 +54,43 @@ def scale_shift(
         RuntimeError: a type out of range, with its position, or fewer types than atoms. On a GPU
             the energy of an atom with such a type is NaN.
     """
+    which = backend.choose(x)
+    if which == "cpp" and _torch_differentiates(x, types, scales, shifts):
+        try:
+            return _CONSTANT(x, types, scales, shifts)  # checks what it takes
+        except RuntimeError:
+            _check(x, types, scales, shifts)  # has the better error for what it finds
+            raise
+    _check(x, types, scales, shifts)
     if x.dtype not in FLOATS:
-        x = _as_float(x)
-    if x.dim() != 1 and not (x.dim() == 2 and x.shape[1] == 1):
-        raise ValueError(f"x: expected shape [N] or [N, 1], got {tuple(x.shape)}")
-    if types.dtype not in INTEGERS:
-        raise TypeError(f"types: expected int32 or int64, got {types.dtype}")
-    if scales is not None and (
-        scales.dtype is not torch.float64 or scales.dim() != 2 or scales.shape[1] != 1
-    ):
-        _refuse("scales", scales)
-    if shifts is not None and (
-        shifts.dtype is not torch.float64 or shifts.dim() != 2 or shifts.shape[1] != 1
-    ):
-        _refuse("shifts", shifts)
-    for name, given in (("types", types), ("scales", scales), ("shifts", shifts)):
-        if given is not None and given.device != x.device:
-            raise ValueError(f"{name}: expected device {x.device} as x has, got {given.device}")
+        x = x.float()
     if _one_constant(scales) and _one_constant(shifts):
         return _same_for_all_types(x, scales, shifts)
-    which = backend.choose(x)
     if which == "reference":
         return reference(x, types, scales, shifts)
     calls = _CPP if which == "cpp" else _TRITON
     return calls["apply"](x, types, scales, shifts, False)
+
+
+def _check(x: Tensor, types: Tensor, scales: Tensor | None, shifts: Tensor | None) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
+    if x.dim() != 1 and not (x.dim() == 2 and x.shape[1] == 1):
+        raise ValueError(f"x: expected shape [N] or [N, 1], got {tuple(x.shape)}")
+    if types.dtype not in INTEGERS:
+        raise TypeError(f"types: expected int32 or int64, got {types.dtype}")
+    for name, values in (("scales", scales), ("shifts", shifts)):
+        if values is None:
+            continue
+        if values.dtype is not torch.float64:
+            raise TypeError(f"{name}: expected float64, got {values.dtype}")
+        if values.dim() != 2 or values.shape[1] != 1:
+            raise ValueError(
+                f"{name}: expected shape [num_types, 1] or [1, 1], got {tuple(values.shape)}"
+            )
+    for name, given in (("types", types), ("scales", scales), ("shifts", shifts)):
+        if given is not None and given.device != x.device:
+            raise ValueError(f"{name}: expected device {x.device} as x has, got {given.device}")
 
 
 def _one_constant(values: Tensor | None) -> bool:
@@ -95,16 +109,21 @@ def _same_for_all_types(x: Tensor, scales: Tensor | None, shifts: Tensor | None)
     return torch.mul(x, scales) if shifts is None else torch.addcmul(shifts, x, scales)
 
 
-def _as_float(x: Tensor) -> Tensor:
-    if not x.is_floating_point():
-        raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
-    return x.float()
-
-
-def _refuse(name: str, values: Tensor) -> None:
-    if values.dtype is not torch.float64:
-        raise TypeError(f"{name}: expected float64, got {values.dtype}")
-    raise ValueError(f"{name}: expected shape [num_types, 1] or [1, 1], got {tuple(values.shape)}")
+def _torch_differentiates(
+    x: Tensor, types: Tensor, scales: Tensor | None, shifts: Tensor | None
+) -> bool:
+    """Whether the graph of a call with constant scales and shifts can be torch's own product: in
+    eager calls on tensors with memory, where no mode or transform watches. Up to 10,000 atoms a
+    node without Python is most of what a call with a gradient costs."""
+    return (
+        x.requires_grad
+        and torch.is_grad_enabled()
+        and eager()
+        and (scales is None or (not scales.requires_grad and has_memory(scales)))
+        and (shifts is None or (not shifts.requires_grad and has_memory(shifts)))
+        and has_memory(x)
+        and has_memory(types)
+    )
 
 
 # ---------------------------------------------------------------- reference, in plain PyTorch
@@ -207,6 +226,7 @@ _TRITON = _CPP = _ladder("")
 
 if backend.load_extension() is None:
     _CPP = _ladder("_cpu")
+    _CONSTANT = torch.ops.fastmlip.scale_shift_constant_cpu.default
 
     @torch.library.register_fake("fastmlip::scale_shift_cpu")
     def _(x, types, scales, shifts, single):
