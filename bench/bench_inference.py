@@ -159,7 +159,9 @@ def bench_scaling(compare, who, atoms):
     code = f"from fastmlip.bench import bench_inference as b; print(*{call})"
     printed = run_python(code, GLIBC_TUNABLES=ALLOCATOR).split()
     seconds, peak = float(printed[-2]), float(printed[-1])
+    us_per_atom, kib_per_atom = seconds * 1e6 / atoms, peak * 1024 / atoms
     compare(
-        f"fastmlip {who}", lambda: None, f"scaling, NequIP S, {atoms} atoms", rounds=1,
-        us_per_atom=seconds * 1e6 / atoms, kib_per_atom=peak * 1024 / atoms,
+        f"fastmlip {who}", lambda: None, f"scaling, NequIP S {who}, {atoms} atoms", rounds=1,
+        us_per_atom=us_per_atom, kib_per_atom=kib_per_atom,
+        note=f"{us_per_atom:.1f} us and {kib_per_atom:.0f} KiB an atom",
     )  # fmt: skip

@@ -182,12 +182,16 @@ def duration(seconds: float) -> str:
 
 
 def ratio_lines(report: Report) -> list[str]:
-    """A table for a terminal: peer over fastmlip, of medians and of the best rounds."""
+    """A table for a terminal: peer over fastmlip, of medians and of the best rounds; and the notes of
+    rows without a peer."""
     found = pairs(report.rows)
+    paired = {pair.ours.group for pair in found}
+    lines = [f"{row.name}  {row.note}" for row in report.rows
+             if row.ours and row.note and row.group not in paired]  # fmt: skip
     if not found:
-        return []
+        return lines
     width = max(len(pair.ours.name) for pair in found)
-    lines = [
+    lines += [
         f"{'':{width}s} {'peer':>24s} {'fastmlip':>11s}  ratio of medians, of minima",
     ]
     for pair in found:

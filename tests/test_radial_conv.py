@@ -77,7 +77,7 @@ def test_many_chunks_give_what_one_gives():
 @pytest.mark.parametrize("name", ["deep network", "one weight, pairs", "own weights"])
 @pytest.mark.parametrize("room", ["all", "too little", "nothing"])
 def test_kept_rows_give_what_rows_made_again_give(name, room):
-    """``too little``: as where the rows of all pairs are more than 128 MiB."""
+    """``too little``: as where the rows of all pairs are more than 2 GiB."""
     case = OP.cases[name]
     inputs = OP.make_inputs(case, nodes=7, edges=120)
     named = {"edge_pair": None, "first_row": None} | OP.arguments(inputs, case)

@@ -15,7 +15,7 @@ interval of its grid, from 0 to 1, and ``weight`` the table of its coefficients,
 
 The C++ operators make rows of edge_weight for a few nodes at a time and use them while they are in
 cache, in the forward and in the backward pass, which also sums what goes back to ``radial``. The
-products of the first form are kept for the backward pass where those of all pairs fit into 128 MiB,
+products of the first form are kept for the backward pass where those of all pairs fit into 2 GiB,
 and made again otherwise. Second derivatives are composed of :mod:`tensor_product_conv` and matrix
 products, and hold ``[E, weight_numel]`` tensors. So does everything where ``weight`` or ``hidden``
 require a gradient, with layers of :mod:`fastmlip.ops.pair_linear`, and on every backend but the C++
@@ -40,7 +40,7 @@ from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.problem import TensorProductProblem
 
 Tensor = torch.Tensor
-KEPT_BYTES = 128 << 20  # of one call
+KEPT_BYTES = 2 << 30  # of one call
 
 
 def radial_conv(
