@@ -182,8 +182,8 @@ def duration(seconds: float) -> str:
 
 
 def ratio_lines(report: Report) -> list[str]:
-    """A table for a terminal: peer over fastmlip, of medians and of the best rounds; and the notes of
-    rows without a peer."""
+    """A table for a terminal: peer over fastmlip, of medians and of the best rounds. Rows without a
+    peer show their note."""
     found = pairs(report.rows)
     paired = {pair.ours.group for pair in found}
     lines = [f"{row.name}  {row.note}" for row in report.rows
