@@ -234,6 +234,13 @@ def test_constants_leave_the_graph_to_torch(name, dtype, atoms, column):
     assert_close(dgrad, factor * x.detach(), 2)
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no gradient", "gradient"])
+def test_one_value_reads_no_types(grad):
+    inputs = MAKE(OP.cases["one value"], torch.float32)
+    x, none = inputs.x.requires_grad_(grad), torch.zeros(0, dtype=torch.int64)
+    assert_close(ops.scale_shift(x, none, *inputs[2:]), inputs.scales * inputs.x + inputs.shifts)
+
+
 def test_a_change_of_constants_after_a_call_does_not_reach_its_gradient():
     inputs = MAKE(PER_TYPE)
     x = inputs.x.requires_grad_()

@@ -86,7 +86,7 @@ Tensor scale_shift_constant_cpu(const Tensor& x, const Tensor& types_any,
   if (!scales) s = {&one, 1};
   const int64_t num_types = std::max(s.count, b.count), num_atoms = x.size(0);
   expect_counts(s, b, num_types);
-  const Types index = atom_types(types, num_atoms);
+  const Types index = atom_types(types, num_types > 1 ? num_atoms : 0);  // else none is read
   const auto by_type = [&](Values of, bool add, const Tensor& out) {
     expect_types(scale_shift().by_type(index, of, add, out.mutable_data_ptr<double>(), out.numel(),
                                        parallel_for, parts(out.numel() >> 14)),

@@ -5,8 +5,8 @@ With the type t_i of atom i, scales alpha and shifts E0::
     out[i] = alpha[t_i] * x[i] + E0[t_i]
 
 in one pass, the cast to float64 included. One value for all types (``[1, 1]``) reads no types, and
-without a gradient is one ``torch.addcmul``. Eager calls with constant values leave derivatives to
-torch's own product. Where ``x[i]`` is zero, as for an atom without neighbours, ``out[i]`` is
+where it is constant is one ``torch.addcmul``. Eager calls with constants by type leave derivatives
+to torch's own product. Where ``x[i]`` is zero, as for an atom without neighbours, ``out[i]`` is
 ``E0[t_i]`` to the bit.
 
 Two operators are each other's derivatives to every order, because ``out`` is linear in x and in
@@ -55,7 +55,8 @@ def scale_shift(
             the energy of an atom with such a type is NaN.
     """
     which = backend.choose(x)
-    if which == "cpp" and _torch_differentiates(x, types, scales, shifts):
+    one = _one_constant(scales) and _one_constant(shifts)
+    if not one and which == "cpp" and _torch_differentiates(x, types, scales, shifts):
         try:
             return _CONSTANT(x, types, scales, shifts)  # checks what it takes
         except RuntimeError:
@@ -64,7 +65,7 @@ def scale_shift(
     _check(x, types, scales, shifts)
     if x.dtype not in FLOATS:
         x = x.float()
-    if _one_constant(scales) and _one_constant(shifts):
+    if one:
         return _same_for_all_types(x, scales, shifts)
     if which == "reference":
         return reference(x, types, scales, shifts)
@@ -96,7 +97,7 @@ def _check(x: Tensor, types: Tensor, scales: Tensor | None, shifts: Tensor | Non
 def _one_constant(values: Tensor | None) -> bool:
     """One value for all types, without a gradient: torch's own sums, in which that would end, have
     other bits for another number of threads."""
-    return values is None or (values.shape[0] == 1 and not values.requires_grad)
+    return values is None or (values.shape[:1] == (1,) and not values.requires_grad)
 
 
 def _same_for_all_types(x: Tensor, scales: Tensor | None, shifts: Tensor | None) -> Tensor:
@@ -112,7 +113,7 @@ def _same_for_all_types(x: Tensor, scales: Tensor | None, shifts: Tensor | None)
 def _torch_differentiates(
     x: Tensor, types: Tensor, scales: Tensor | None, shifts: Tensor | None
 ) -> bool:
-    """Whether the graph of a call with constant scales and shifts can be torch's own product: in
+    """Whether the graph of a call with constants by type can be torch's own product: in
     eager calls on tensors with memory, where no mode or transform watches. Up to 10,000 atoms a
     node without Python is most of what a call with a gradient costs."""
     return (
