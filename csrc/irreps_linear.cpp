@@ -1,12 +1,12 @@
 // CPU kernel of irreps_linear; fastmlip/ops/irreps_linear.py states the formula.
 //
-// For a few nodes of one type and one block of the result, rows in mul_ir layout are packed to a
-// panel [u][(node, m)], a few vectors wide. It is multiplied by the weights from the left, which
-// are read along or across as they lie, so the transpose costs nothing, and put back to mul_ir.
+// Row (n, m) of a block of the result is a sum over rows u of the weights, each times the number
+// x[n, u, m], which is read where it lies in mul_ir layout. A task takes rows of one type and a
+// panel of the weights a few vectors wide, packed once: to [u][w], which for the transposed map
+// transposes it. Tiles of its rows stay in registers for all u.
 #include "irreps_linear.h"
 
 #include <atomic>
-#include <cstring>
 #include <map>
 
 #include "gemm.h"
@@ -14,23 +14,27 @@
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
 
+// Rows and vectors of a tile: the registers, but for a row of weights and a factor.
+constexpr int kRows = FASTMLIP_VECTOR_BYTES == 64 ? 8 : 6;
+constexpr int kVectors = FASTMLIP_VECTOR_BYTES == 64 ? 3 : 2;
+constexpr int64_t kTaskRows = 256;  // a packed panel is used for about as many rows
+constexpr int64_t kSumRows = 64;    // of which about as many are put back to mul_ir at once
+
 // All paths that end in one block of the result.
 struct Group {
-  int64_t out, mul, dim, nodes;  // nodes of a panel
+  int64_t out, mul, dim, depth = 0;  // depth: of the sums
   std::vector<LinearPath> paths;
 };
 
 struct Task {
   const Group* group;
   int64_t type, first, last;  // positions in the order of nodes
-  int64_t columns;            // of the panel: whole vectors
+  int64_t channel;            // of the result, where the panel begins
 };
 
-template <class T>
 std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
   const auto& header = *reinterpret_cast<const LinearHeader*>(tables);
   const auto* paths = reinterpret_cast<const LinearPath*>(&header + 1);
-  constexpr int64_t width = kTileVectors * kLanes<T>;
   std::map<int64_t, Group> groups;
   for (int64_t i = 0; i < header.num_paths; ++i) {
     LinearPath path = paths[i];
@@ -38,7 +42,7 @@ std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
     if (path.mul_in * path.mul_out == 0) continue;
     Group& group = groups[path.out];
     group.out = path.out, group.mul = path.mul_out, group.dim = path.dim;
-    group.nodes = std::max<int64_t>(1, width / path.dim);
+    group.depth += path.mul_in;
     group.paths.push_back(path);
   }
   std::vector<Group> result;
@@ -50,145 +54,134 @@ template <class T>
 std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& typed) {
   std::vector<Task> tasks;
   for (const Group& group : groups) {
+    const int64_t most = std::max<int64_t>(1, kTaskRows / group.dim);
     for (int64_t type = 0, end = 0; type < typed.num_types; ++type) {
-      int64_t first = end;
+      const int64_t begin = end;
       end = typed.type_end ? typed.type_end[type] : typed.num_nodes;
-      for (; first < end; first += group.nodes) {
-        const int64_t last = std::min(first + group.nodes, end);
-        const int columns = round_up(int((last - first) * group.dim), kLanes<T>);
-        tasks.push_back({&group, type, first, last, columns});
-      }
+      const int64_t nodes = end - begin, parts = (nodes + most - 1) / most;
+      for (int64_t part = 0; part < parts; ++part)
+        for (int64_t w = 0; w < group.mul; w += kVectors * kLanes<T>)
+          tasks.push_back(
+              {&group, type, begin + nodes * part / parts, begin + nodes * (part + 1) / parts, w});
     }
   }
   return tasks;
 }
 
-// One irrep. Small ones as a vector of a fixed size, where what stands behind them (`behind`: it
-// may be overwritten) is written after them; elements one by one are what packing would cost.
-template <int D, class T>
-FASTMLIP_INLINE inline void copy_irrep(const T* from, T* to, int64_t dim, bool behind) {
-  constexpr int wide = D == 3 ? 4 : D == 5 || D == 7 ? 8 : 0;
-  if (wide && behind)
-    std::memcpy(to, from, wide * sizeof(T));
-  else
-    for (int64_t m = 0; m < (D ? D : dim); ++m) to[m] = from[m];
-}
-constexpr int64_t kBehind = 8;  // elements that a panel needs behind its last row for this
-
-// Scalars: a transpose.
-template <bool kOut, class T, class Row>
-void move_scalars(const Task& task, const Typed& typed, Row* rows, int64_t row_size, int64_t mul,
+// Columns w .. w + columns of all paths' weights, [u][C vectors], zero behind the last column.
+template <class T, int C>
+void pack_weights(const Group& group, const T* weight, bool transposed, int64_t w, int columns,
                   T* panel) {
-  constexpr int64_t L = kLanes<T>;
-  for (int64_t first = task.first; first < task.last; first += L) {
-    Row* row[L] = {};
-    for (int64_t i = first; i < std::min(first + L, task.last); ++i)
-      row[i - first] = rows + (typed.node ? typed.node[i] : i) * row_size;
-    T* to = panel + (first - task.first);
-    int64_t u = 0;
-    for (; u + L <= mul; u += L) {
-      Vec<T> square[L];
-      for (int64_t i = 0; i < L; ++i)
-        square[i] = kOut ? load(to + (u + i) * task.columns) : row[i] ? load(row[i] + u) : Vec<T>{};
-      transpose_square<T>(square);
-      for (int64_t i = 0; i < L; ++i) {
-        if constexpr (!kOut)
-          store(to + (u + i) * task.columns, square[i]);
-        else if (row[i])
-          store(row[i] + u, square[i]);
-      }
+  constexpr int L = kLanes<T>;
+  for (const LinearPath& path : group.paths) {
+    const T* from = weight + path.weight;
+    if (!transposed) {
+      for (int64_t u = 0; u < path.mul_in; ++u, panel += C * L)
+        for (int v = 0; v < C; ++v)
+          store(panel + v * L, load_some(from + u * path.mul_out + w + v * L, columns - v * L));
+      continue;
     }
-    for (; u < mul; ++u) {
-      for (int64_t i = 0; i < L && row[i]; ++i) {
-        T& there = to[u * task.columns + i];
-        if constexpr (kOut)
-          row[i][u] = there;
-        else
-          there = row[i][u];
+    for (int64_t u = 0; u < path.mul_in; u += L) {
+      const int left = int(std::min<int64_t>(L, path.mul_in - u));
+      const T* corner = from + w * path.mul_in + u;
+      for (int v = 0; v < C; ++v, corner += L * path.mul_in) {
+        Vec<T> square[L];
+        if (left == L && columns >= (v + 1) * L) {
+          unroll<L>(L, [&](int i) FASTMLIP_INLINE { square[i] = load(corner + i * path.mul_in); });
+        } else {
+          for (int i = 0; i < L; ++i)
+            square[i] = v * L + i < columns ? load_some(corner + i * path.mul_in, left) : Vec<T>{};
+        }
+        transpose_square<T>(square);
+        for (int i = 0; i < left; ++i) store(panel + i * C * L + v * L, square[i]);
       }
+      panel += left * C * L;
     }
   }
 }
 
-// All irreps of the task's nodes and of a block of mul of them, between mul_ir `rows` and `panel`.
-// Nodes and u ascend, but for a few u at a time, whose cache lines stay.
-template <bool kOut, class T, class Row>
-void move(const Task& task, const Typed& typed, Row* rows, int64_t row_size, int64_t mul,
-          T* panel) {
-  if (task.group->dim == 1) return move_scalars<kOut>(task, typed, rows, row_size, mul, panel);
-  with_dim(int(task.group->dim), [&](auto D) {
-    const int64_t dim = D ? int64_t(D) : task.group->dim;
-    if (!kOut && (task.last - task.first) * dim < task.columns)  // columns of no node
-      for (int64_t u = 0; u < mul; ++u) store(panel + (u + 1) * task.columns - kLanes<T>, Vec<T>{});
-    for (int64_t begin = 0; begin < mul; begin += 16) {
-      const int64_t end = std::min<int64_t>(begin + 16, mul);
-      for (int64_t i = task.first; i < task.last; ++i) {
-        Row* row = rows + (typed.node ? typed.node[i] : i) * row_size;
-        const int64_t column = (i - task.first) * dim;
-        const bool inside = column + kBehind <= task.columns;
-        for (int64_t u = begin; u < end; ++u) {
-          T* there = panel + u * task.columns + column;
-          if constexpr (kOut)
-            copy_irrep<D>(there, row + u * dim, dim, inside && u + 1 < mul);
-          else
-            copy_irrep<D>(row + u * dim, there, dim, inside && u + 1 < mul);
-        }
-      }
+// sums[r] = sum over paths and u of x[r][u dim] panel[u], for kRows rows.
+template <class T, int C>
+[[gnu::noinline]] void multiply(const Group& group, const T* const* x, const T* panel, T* sums) {
+  constexpr int L = kLanes<T>;
+  const int64_t dim = group.dim;
+  Vec<T> sum[kRows * C];
+  unroll<kRows * C>(kRows * C, [&](int i) FASTMLIP_INLINE { sum[i] = Vec<T>{}; });
+  for (const LinearPath& path : group.paths) {
+    const T* row[kRows];
+    for (int r = 0; r < kRows; ++r) row[r] = x[r] + path.in;
+    for (int64_t u = 0; u < path.mul_in * dim; u += dim, panel += C * L) {
+      Vec<T> w[C];
+      unroll<C>(C, [&](int v) FASTMLIP_INLINE { w[v] = pin(load(panel + v * L)); });
+      unroll<kRows>(kRows, [&](int r) FASTMLIP_INLINE {
+        const Vec<T> factor = broadcast<T>(row[r][u]);
+        unroll<C>(C, [&](int v) FASTMLIP_INLINE { sum[r * C + v] += factor * w[v]; });
+      });
     }
-  });
+  }
+  unroll<kRows * C>(kRows * C, [&](int i) FASTMLIP_INLINE { store(sums + i * L, sum[i]); });
 }
 
-// panel_out[w] = or += sum_u W[u][w] panel_in[u]
-template <class T, bool kAdd>
-void multiply(int64_t columns, const LinearPath& path, const T* weight, bool transposed,
-              const T* in, T* out) {
-  const int64_t stride = transposed ? path.mul_in : path.mul_out;  // of a row of W
-  auto rows = [&](auto R, auto kAcross, int64_t w, int count) {
-    T* c[kTileRows];
-    for (int r = 0; r < count; ++r) c[r] = out + (w + r) * columns;
-    gemm_rows<T, R, kAdd, kAcross>(weight + (kAcross ? w : w * stride), stride, count, path.mul_in,
-                                   in, columns, columns, c);
-  };
-  auto all = [&](auto kAcross) {
-    int64_t w = 0;
-    for (; w + kTileRows <= path.mul_out; w += kTileRows)
-      rows(std::integral_constant<int, kTileRows>{}, kAcross, w, kTileRows);
-    for (; w < path.mul_out; ++w) rows(std::integral_constant<int, 1>{}, kAcross, w, 1);
-  };
-  transposed ? all(std::false_type{}) : all(std::true_type{});
+// Where the rows (n, m) of `count` nodes begin, and the last again for the rest of a tile.
+template <class T, class Node>
+int64_t rows_of(const Group& group, const T* x, int64_t dim_in, const Node& node, int64_t count,
+                const T** row) {
+  int64_t rows = 0;
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t m = 0; m < group.dim; ++m) row[rows++] = x + node(i) * dim_in + m;
+  for (int64_t r = 0; r < kRows; ++r) row[rows + r] = row[rows - 1];
+  return rows;
 }
 
 template <class T>
 void apply(const T* x, const T* weight, const Typed& typed, const int64_t* tables, bool transposed,
            T* out, ParallelFor parallel_for, int64_t threads) {
+  constexpr int L = kLanes<T>;
   const auto& header = *reinterpret_cast<const LinearHeader*>(tables);
   const int64_t dim_in = transposed ? header.dim_out : header.dim_in;
   const int64_t dim_out = transposed ? header.dim_in : header.dim_out;
-  const std::vector<Group> groups = make_groups<T>(tables, transposed);
+  const std::vector<Group> groups = make_groups(tables, transposed);
   const std::vector<Task> tasks = make_tasks<T>(groups, typed);
-  int64_t covered = 0, panel = 0, result = 0;
-  for (const Group& group : groups) covered += group.mul * group.dim;
-  for (const Task& task : tasks) {
-    result = std::max(result, task.group->mul * task.columns);
-    for (const LinearPath& path : task.group->paths)
-      panel = std::max(panel, path.mul_in * task.columns);
+  int64_t covered = 0, depth = 0, rows = 0;
+  for (const Group& group : groups) {
+    covered += group.mul * group.dim;
+    depth = std::max(depth, group.depth);
+    rows = std::max(rows, std::max(kSumRows, group.dim) + kRows);
   }
   if (covered < dim_out) std::fill_n(out, typed.num_nodes * dim_out, T(0));
   std::atomic<size_t> next{0};
   run(parallel_for, threads, [&](int64_t) {
-    const Buffer<T> in = allocate<T>(panel + kBehind), sum = allocate<T>(result + kBehind);
+    const Buffer<T> panel = allocate<T>(depth * kVectors * L);
+    const Buffer<T> sums = allocate<T>(rows * kVectors * L);
+    std::vector<const T*> row(rows);
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks.size();) {
       const Task& task = tasks[i];
       const Group& group = *task.group;
-      for (const LinearPath& path : group.paths) {
-        const T* w = weight + task.type * header.weight_numel + path.weight;
-        move<false>(task, typed, x + path.in, dim_in, path.mul_in, in.get());
-        if (&path == group.paths.data())
-          multiply<T, false>(task.columns, path, w, transposed, in.get(), sum.get());
-        else
-          multiply<T, true>(task.columns, path, w, transposed, in.get(), sum.get());
-      }
-      move<true>(task, typed, out + group.out, dim_out, group.mul, sum.get());
+      const int columns = int(std::min<int64_t>(kVectors * L, group.mul - task.channel));
+      const int64_t nodes = std::max<int64_t>(1, kSumRows / group.dim);
+      T* to = out + group.out + task.channel * group.dim;
+      auto product = [&](auto C) {
+        pack_weights<T, C>(group, weight + task.type * header.weight_numel, transposed,
+                           task.channel, columns, panel.get());
+        for (int64_t n = task.first; n < task.last; n += nodes) {
+          const int64_t count = std::min(nodes, task.last - n);
+          const auto node = [&](int64_t i) { return typed.node ? typed.node[n + i] : n + i; };
+          const int64_t rows = rows_of(group, x, dim_in, node, count, row.data());
+          for (int64_t r = 0; r < rows; r += kRows)
+            multiply<T, C>(group, &row[r], panel.get(), sums.get() + r * C * L);
+          const PackedBlock block{columns, C * L, int(group.dim), 0, 0};
+          with_dim(int(group.dim), [&](auto D) {
+            for (int64_t i = 0; i < count; ++i)
+              unpack_block<T, D>(block, sums.get() + i * group.dim * C * L, to + node(i) * dim_out);
+          });
+        }
+      };
+      if (columns > 2 * L)
+        product(std::integral_constant<int, kVectors>{});
+      else if (columns > L)
+        product(std::integral_constant<int, 2>{});
+      else
+        product(std::integral_constant<int, 1>{});
     }
   });
 }
