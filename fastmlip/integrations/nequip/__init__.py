@@ -17,6 +17,7 @@ import torch
 from fastmlip import nn
 from fastmlip.integrations.nequip import (
     edge_embedding,
+    force_stress,
     gate,
     interaction_block,
     per_type_scale_shift,
@@ -62,6 +63,9 @@ SWAPS = {
         _by_itself(per_type_scale_shift.unsupported),
         per_type_scale_shift.replace,
     ),
+    "ForceStressOutput": Swap(
+        force_stress.FastForceStressOutput, force_stress.judge, force_stress.replace
+    ),
     "Gate": Swap(gate.FastGate, _by_itself(gate.unsupported), gate.replace),
     "ZBL": Swap(zbl.FastZBL, _by_itself(zbl.unsupported)),
 }
@@ -79,7 +83,7 @@ def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[str, str] | 
         return None
     if name != host:
         other = "kept", f"{name} is another accelerated kernel already"
-        return None if host in edge_embedding.PARTS else other
+        return None if host in (*edge_embedding.PARTS, "ForceStressOutput") else other
     reason = SWAPS[host].judge(module, model)
     if reason is None:
         return None
