@@ -43,10 +43,20 @@ template <class T>
 void forward_row(const GateSegment& s, const T* x, T* out) {
   activate<T>(s, x, [&](int u, int left, const Activated<T>& a) {
     if (s.dim == 0) return store_some(out + s.out + u, a.value, left);
-    for_irreps<T>(u, left, s.dim, [&](auto D, int i, int64_t at) FASTMLIP_INLINE {
-      const T g = a.value[i];
-      unroll<D>(int(s.dim),
-                [&](int m) FASTMLIP_INLINE { out[s.out + at + m] = g * x[s.in + at + m]; });
+    with_dim(int(s.dim), [&](auto D) {
+      if constexpr (D > 0) {
+        if (left >= kLanes<T>) {
+          const T* v = x + s.in + u * D;
+          Vec<T> g[D];
+          Tuples<T, D>::spread(a.value, g);
+          return unroll<D>(D, [&](int i) FASTMLIP_INLINE {
+            store(out + s.out + u * D + i * kLanes<T>, g[i] * load(v + i * kLanes<T>));
+          });
+        }
+      }
+      for_irreps<T>(u, left, s.dim, [&](auto, int i, int64_t at) FASTMLIP_INLINE {
+        for (int m = 0; m < s.dim; ++m) out[s.out + at + m] = a.value[i] * x[s.in + at + m];
+      });
     });
   });
 }
@@ -57,14 +67,29 @@ void backward_row(const GateSegment& s, const T* x, const T* grad, T* dx) {
     if (s.dim == 0)
       return store_some(dx + s.gate + u, a.first * load_some(grad + s.out + u, left), left);
     Vec<T> dots{};
-    for_irreps<T>(u, left, s.dim, [&](auto D, int i, int64_t at) FASTMLIP_INLINE {
-      const T g = a.value[i];
-      T dot = 0;
-      unroll<D>(int(s.dim), [&](int m) FASTMLIP_INLINE {
-        dot += grad[s.out + at + m] * x[s.in + at + m];
-        dx[s.in + at + m] = g * grad[s.out + at + m];
+    with_dim(int(s.dim), [&](auto D) {
+      if constexpr (D > 0) {
+        if (left >= kLanes<T>) {
+          Vec<T> g[D], products[D], components[D];
+          Tuples<T, D>::spread(a.value, g);
+          unroll<D>(D, [&](int i) FASTMLIP_INLINE {
+            const int at = u * D + i * kLanes<T>;
+            const Vec<T> from = load(grad + s.out + at);
+            products[i] = from * load(x + s.in + at);
+            store(dx + s.in + at, g[i] * from);
+          });
+          Tuples<T, D>::split(products, components);
+          return unroll<D>(D, [&](int m) FASTMLIP_INLINE { dots += components[m]; });
+        }
+      }
+      for_irreps<T>(u, left, s.dim, [&](auto, int i, int64_t at) FASTMLIP_INLINE {
+        T dot = 0;
+        for (int m = 0; m < s.dim; ++m) {
+          dot += grad[s.out + at + m] * x[s.in + at + m];
+          dx[s.in + at + m] = a.value[i] * grad[s.out + at + m];
+        }
+        dots[i] = dot;
       });
-      dots[i] = dot;
     });
     store_some(dx + s.gate + u, a.first * dots, left);
   });

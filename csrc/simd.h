@@ -244,6 +244,8 @@ struct Tuples {
   static void join(const Vec<T>* components, Vec<T>* tuples) {
     join_each(components, tuples, Each{});
   }
+  // A number for each tuple, in the places of all its components.
+  static void spread(Vec<T> numbers, Vec<T>* tuples) { spread_each(numbers, tuples, Each{}); }
 
  private:
   // the lanes of b that are of component M in vector V, the others of a
@@ -278,6 +280,15 @@ struct Tuples {
   static void split_each(const Vec<T>* tuples, Vec<T>* components,
                          std::integer_sequence<int, M...>) {
     ((components[M] = component<M>(tuples, Each{})), ...);
+  }
+  template <int V, int... I>
+  static Vec<T> spread_one(Vec<T> numbers, std::integer_sequence<int, I...>) {
+    constexpr Mask mask = {((V * L + I) / D)...};
+    return __builtin_shuffle(numbers, mask);
+  }
+  template <int... V>
+  static void spread_each(Vec<T> numbers, Vec<T>* tuples, std::integer_sequence<int, V...>) {
+    ((tuples[V] = spread_one<V>(numbers, Lanes{})), ...);
   }
   template <int V, int... M>
   static Vec<T> vector(const Vec<T>* ordered, std::integer_sequence<int, M...>) {
