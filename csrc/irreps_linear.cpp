@@ -1,9 +1,9 @@
 // CPU kernel of irreps_linear; fastmlip/ops/irreps_linear.py states the formula.
 //
 // Row (n, m) of a block of the result is a sum over rows u of the weights, each times the number
-// x[n, u, m], which is read where it lies in mul_ir layout. A task takes rows of one type and a
-// panel of the weights a few vectors wide, packed once: to [u][w], which for the transposed map
-// transposes it. Tiles of its rows stay in registers for all u.
+// x[n, u, m], which is read where it lies in mul_ir layout. A task takes rows of one type and panels
+// of the weights a few vectors wide, packed once: to [u][w], which for the transposed map transposes
+// them. Sums of a few rows and one panel stay in registers for all u.
 #include "irreps_linear.h"
 
 #include <atomic>
@@ -18,7 +18,7 @@ namespace {
 constexpr int kRows = FASTMLIP_VECTOR_BYTES == 64 ? 8 : 6;
 constexpr int kVectors = FASTMLIP_VECTOR_BYTES == 64 ? 3 : 2;
 constexpr int64_t kTaskRows = 256;  // a packed panel is used for about as many rows
-constexpr int64_t kSumRows = 64;    // of which about as many are put back to mul_ir at once
+constexpr int64_t kSumRows = 48;    // of which about as many are put back to mul_ir at once
 
 // All paths that end in one block of the result.
 struct Group {
@@ -29,7 +29,7 @@ struct Group {
 struct Task {
   const Group* group;
   int64_t type, first, last;  // positions in the order of nodes
-  int64_t channel;            // of the result, where the panel begins
+  int64_t begin, end;         // channels of the result
 };
 
 std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
@@ -50,21 +50,33 @@ std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
   return result;
 }
 
+// Tasks of as many panels as leave about 16 tasks to a thread: what one thread has in its cache of
+// rows of x and of the result serves many panels.
 template <class T>
-std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& typed) {
-  std::vector<Task> tasks;
+std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& typed,
+                             int64_t threads) {
+  constexpr int64_t width = kVectors * kLanes<T>;
+  std::vector<Task> rows;
+  int64_t panels = 0;
   for (const Group& group : groups) {
     const int64_t most = std::max<int64_t>(1, kTaskRows / group.dim);
     for (int64_t type = 0, end = 0; type < typed.num_types; ++type) {
       const int64_t begin = end;
       end = typed.type_end ? typed.type_end[type] : typed.num_nodes;
       const int64_t nodes = end - begin, parts = (nodes + most - 1) / most;
+      panels += parts * ((group.mul + width - 1) / width);
       for (int64_t part = 0; part < parts; ++part)
-        for (int64_t w = 0; w < group.mul; w += kVectors * kLanes<T>)
-          tasks.push_back(
-              {&group, type, begin + nodes * part / parts, begin + nodes * (part + 1) / parts, w});
+        rows.push_back(
+            {&group, type, begin + nodes * part / parts, begin + nodes * (part + 1) / parts, 0, 0});
     }
   }
+  std::vector<Task> tasks;
+  const int64_t channels = width * std::max<int64_t>(1, panels / (16 * threads));
+  for (Task task : rows)
+    for (; task.end < task.group->mul; tasks.push_back(task)) {
+      task.begin = task.end;
+      task.end = std::min(task.begin + channels, task.group->mul);
+    }
   return tasks;
 }
 
@@ -133,6 +145,21 @@ int64_t rows_of(const Group& group, const T* x, int64_t dim_in, const Node& node
   return rows;
 }
 
+// f(C, channel, columns) for the task's panels: C vectors wide, of `columns` channels.
+template <class T, class F>
+void for_panels(const Task& task, const F& f) {
+  constexpr int L = kLanes<T>;
+  for (int64_t channel = task.begin; channel < task.end; channel += kVectors * L) {
+    const int columns = int(std::min<int64_t>(kVectors * L, task.end - channel));
+    if (columns > 2 * L)
+      f(std::integral_constant<int, kVectors>{}, channel, columns);
+    else if (columns > L)
+      f(std::integral_constant<int, 2>{}, channel, columns);
+    else
+      f(std::integral_constant<int, 1>{}, channel, columns);
+  }
+}
+
 template <class T>
 void apply(const T* x, const T* weight, const Typed& typed, const int64_t* tables, bool transposed,
            T* out, ParallelFor parallel_for, int64_t threads) {
@@ -141,47 +168,44 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
   const int64_t dim_in = transposed ? header.dim_out : header.dim_in;
   const int64_t dim_out = transposed ? header.dim_in : header.dim_out;
   const std::vector<Group> groups = make_groups(tables, transposed);
-  const std::vector<Task> tasks = make_tasks<T>(groups, typed);
-  int64_t covered = 0, depth = 0, rows = 0;
+  const std::vector<Task> tasks = make_tasks<T>(groups, typed, threads);
+  int64_t covered = 0, packed = 0, rows = 0;
   for (const Group& group : groups) {
     covered += group.mul * group.dim;
-    depth = std::max(depth, group.depth);
+    packed = std::max(packed, group.depth * round_up(int(group.mul), kVectors * L));
     rows = std::max(rows, std::max(kSumRows, group.dim) + kRows);
   }
   if (covered < dim_out) std::fill_n(out, typed.num_nodes * dim_out, T(0));
   std::atomic<size_t> next{0};
   run(parallel_for, threads, [&](int64_t) {
-    const Buffer<T> panel = allocate<T>(depth * kVectors * L);
-    const Buffer<T> sums = allocate<T>(rows * kVectors * L);
+    const Buffer<T> panels = allocate<T>(packed), sums = allocate<T>(rows * kVectors * L);
     std::vector<const T*> row(rows);
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks.size();) {
       const Task& task = tasks[i];
       const Group& group = *task.group;
-      const int columns = int(std::min<int64_t>(kVectors * L, group.mul - task.channel));
+      const T* w = weight + task.type * header.weight_numel;
+      for_panels<T>(task, [&](auto C, int64_t channel, int columns) {
+        pack_weights<T, C>(group, w, transposed, channel, columns,
+                           panels.get() + (channel - task.begin) * group.depth);
+      });
       const int64_t nodes = std::max<int64_t>(1, kSumRows / group.dim);
-      T* to = out + group.out + task.channel * group.dim;
-      auto product = [&](auto C) {
-        pack_weights<T, C>(group, weight + task.type * header.weight_numel, transposed,
-                           task.channel, columns, panel.get());
-        for (int64_t n = task.first; n < task.last; n += nodes) {
-          const int64_t count = std::min(nodes, task.last - n);
-          const auto node = [&](int64_t i) { return typed.node ? typed.node[n + i] : n + i; };
-          const int64_t rows = rows_of(group, x, dim_in, node, count, row.data());
+      for (int64_t n = task.first; n < task.last; n += nodes) {
+        const int64_t count = std::min(nodes, task.last - n);
+        const auto node = [&](int64_t i) { return typed.node ? typed.node[n + i] : n + i; };
+        const int64_t rows = rows_of(group, x, dim_in, node, count, row.data());
+        for_panels<T>(task, [&](auto C, int64_t channel, int columns) {
+          const T* panel = panels.get() + (channel - task.begin) * group.depth;
           for (int64_t r = 0; r < rows; r += kRows)
-            multiply<T, C>(group, &row[r], panel.get(), sums.get() + r * C * L);
-          const PackedBlock block{columns, C * L, int(group.dim), 0, 0};
+            multiply<T, C>(group, &row[r], panel, sums.get() + r * C * L);
+          const PackedBlock block{columns, C * L, int(group.dim),
+                                  int(group.out + channel * group.dim), 0};
           with_dim(int(group.dim), [&](auto D) {
             for (int64_t i = 0; i < count; ++i)
-              unpack_block<T, D>(block, sums.get() + i * group.dim * C * L, to + node(i) * dim_out);
+              unpack_block<T, D>(block, sums.get() + i * group.dim * C * L,
+                                 out + node(i) * dim_out);
           });
-        }
-      };
-      if (columns > 2 * L)
-        product(std::integral_constant<int, kVectors>{});
-      else if (columns > L)
-        product(std::integral_constant<int, 2>{});
-      else
-        product(std::integral_constant<int, 1>{});
+        });
+      }
     }
   });
 }

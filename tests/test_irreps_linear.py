@@ -38,6 +38,27 @@ def test_sizes(name, nodes, ghosts):
         assert_close(one.value, other.value, 1, one.name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_several_panels_to_a_task(dtype):
+    """Of so many rows that a thread takes all columns, not whole vectors of them, at once."""
+    problem = LinearProblem("21x0e+9x1o+3x0e", "70x0e+37x1o", ((0, 0), (1, 1), (2, 0)))
+    x = torch.randn(3001, problem.dim_in, dtype=torch.float64)
+    weight = torch.randn(2, problem.weight_numel, dtype=torch.float64)
+    types = torch.randint(2, (3001,))
+    grad = torch.randn(3001, problem.dim_out, dtype=torch.float64)
+    want, want_dx = _with_gradient(partial(reference, problem=problem), x, weight, types, grad)
+    own = x.to(dtype), weight.to(dtype), types, grad.to(dtype)
+    got, dx = _with_gradient(partial(ops.irreps_linear, problem=problem), *own)
+    assert_close(got, want, 0)
+    assert_close(dx, want_dx, 1)
+
+
+def _with_gradient(function, x, weight, types, grad):
+    x = x.clone().requires_grad_()
+    out = function(x, weight, types=types)
+    return out.detach(), torch.autograd.grad(out, x, grad)[0]
+
+
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize(
     ("irreps_in", "irreps_out"),
