@@ -1,9 +1,9 @@
 // CPU kernel of irreps_linear; fastmlip/ops/irreps_linear.py states the formula.
 //
 // Row (n, m) of a block of the result is a sum over rows u of the weights, each times the number
-// x[n, u, m], which is read where it lies in mul_ir layout. A task takes rows of one type and panels
-// of the weights a few vectors wide, packed once: to [u][w], which for the transposed map transposes
-// them. Sums of a few rows and one panel stay in registers for all u.
+// x[n, u, m], which is read where it lies in mul_ir layout. A task takes rows of one type and
+// panels of the weights a few vectors wide, packed once: to [u][w], which for the transposed map
+// transposes them. Sums of a few rows and one panel stay in registers for all u.
 #include "irreps_linear.h"
 
 #include <atomic>

@@ -9,8 +9,8 @@ which is e3nn's ``Linear``, and its ``FullyConnectedTensorProduct`` with scalars
 type alone, once path weights (and those scalars) are multiplied into ``weight``.
 
 The sum of ``grad * out`` is linear in each of ``x``, ``weight`` and ``grad``. Two operators are its
-derivatives: this map, which with the weights transposed, read as they lie, is that with respect to
-``x``, and ``dweight``. Their own derivatives are the same two, to any order.
+derivatives: this map, which with the weights transposed is that with respect to ``x``, and
+``dweight``. Their own derivatives are the same two, to any order.
 """
 
 from __future__ import annotations
