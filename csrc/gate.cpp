@@ -29,14 +29,12 @@ void activate(const GateSegment& s, const T* row, const F& f) {
     all([](Vec<T> x) FASTMLIP_INLINE { return Activated<T>{x, T(1) + Vec<T>{}, Vec<T>{}}; });
 }
 
-// f(D, i, where irrep u + i begins) for the irreps u .. u + left of a segment; D: their dimension,
-// or 0 where it is not known at compile time.
-template <class T, class F>
+// f(i, where irrep u + i begins) for the irreps u .. u + left of a segment; D: their dimension, or
+// 0 where it is not known at compile time.
+template <class T, int D, class F>
 void for_irreps(int u, int left, int64_t dim, const F& f) {
   const int count = std::min(left, kLanes<T>);
-  with_dim(int(dim), [&](auto D) {
-    for (int i = 0; i < count; ++i) f(D, i, (u + i) * (D ? int64_t(D) : dim));
-  });
+  for (int i = 0; i < count; ++i) f(i, (u + i) * (D ? int64_t(D) : dim));
 }
 
 template <class T>
@@ -54,7 +52,7 @@ void forward_row(const GateSegment& s, const T* x, T* out) {
           });
         }
       }
-      for_irreps<T>(u, left, s.dim, [&](auto, int i, int64_t at) FASTMLIP_INLINE {
+      for_irreps<T, D>(u, left, s.dim, [&](int i, int64_t at) FASTMLIP_INLINE {
         for (int m = 0; m < s.dim; ++m) out[s.out + at + m] = a.value[i] * x[s.in + at + m];
       });
     });
@@ -82,7 +80,7 @@ void backward_row(const GateSegment& s, const T* x, const T* grad, T* dx) {
           return unroll<D>(D, [&](int m) FASTMLIP_INLINE { dots += components[m]; });
         }
       }
-      for_irreps<T>(u, left, s.dim, [&](auto, int i, int64_t at) FASTMLIP_INLINE {
+      for_irreps<T, D>(u, left, s.dim, [&](int i, int64_t at) FASTMLIP_INLINE {
         T dot = 0;
         for (int m = 0; m < s.dim; ++m) {
           dot += grad[s.out + at + m] * x[s.in + at + m];
@@ -107,18 +105,20 @@ void double_backward_row(const GateSegment& s, const T* x, const T* grad, const 
       return store_some(dx + s.gate + u, a.second * h * g, left);
     }
     Vec<T> dots{}, hdots{};
-    for_irreps<T>(u, left, s.dim, [&](auto D, int i, int64_t at) FASTMLIP_INLINE {
-      const T value = a.value[i], slope = a.first[i] * h[i];
-      T dot = 0, hdot = 0;
-      unroll<D>(int(s.dim), [&](int m) FASTMLIP_INLINE {
-        const T v = x[s.in + at + m], hv = hx[s.in + at + m], g = grad[s.out + at + m];
-        dot += g * v;
-        hdot += g * hv;
-        dgrad[s.out + at + m] = slope * v + value * hv;
-        dx[s.in + at + m] = slope * g;
+    with_dim(int(s.dim), [&](auto D) {
+      for_irreps<T, D>(u, left, s.dim, [&](int i, int64_t at) FASTMLIP_INLINE {
+        const T value = a.value[i], slope = a.first[i] * h[i];
+        T dot = 0, hdot = 0;
+        unroll<D>(int(s.dim), [&](int m) FASTMLIP_INLINE {
+          const T v = x[s.in + at + m], hv = hx[s.in + at + m], g = grad[s.out + at + m];
+          dot += g * v;
+          hdot += g * hv;
+          dgrad[s.out + at + m] = slope * v + value * hv;
+          dx[s.in + at + m] = slope * g;
+        });
+        dots[i] = dot;
+        hdots[i] = hdot;
       });
-      dots[i] = dot;
-      hdots[i] = hdot;
     });
     store_some(dx + s.gate + u, a.second * h * dots + a.first * hdots, left);
   });

@@ -90,7 +90,8 @@ void pack_weights(const Group& group, const T* weight, bool transposed, int64_t 
     if (!transposed) {
       for (int64_t u = 0; u < path.mul_in; ++u, panel += C * L)
         for (int v = 0; v < C; ++v)
-          store(panel + v * L, load_some(from + u * path.mul_out + w + v * L, columns - v * L));
+          store(panel + v * L,
+                load_some(from + u * path.mul_out + w + v * L, std::max(0, columns - v * L)));
       continue;
     }
     for (int64_t u = 0; u < path.mul_in; u += L) {

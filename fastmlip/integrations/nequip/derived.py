@@ -28,3 +28,10 @@ def empty(mixin: Any, host: Any) -> Any:
     new = derived_class(mixin, host).__new__(derived_class(mixin, host))
     torch.nn.Module.__init__(new)
     return new
+
+
+def derive(mixin: Any, old: torch.nn.Module) -> Any:
+    """A module of that class with all that ``old`` has, the same modules inside."""
+    new = empty(mixin, type(old))
+    new.__dict__.update(old.__dict__)
+    return new

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations.nequip.derived import Derived, empty
+from fastmlip.integrations.nequip.derived import Derived, derive
 
 Data = dict[str, torch.Tensor]
 DISPLACEMENT = "_displacement"  # as the host calls it
@@ -83,6 +83,4 @@ def judge(module: torch.nn.Module, model: torch.nn.Module) -> str | None:
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
-    new = empty(FastForceStressOutput, type(old))
-    new.__dict__.update(old.__dict__)
-    return new
+    return derive(FastForceStressOutput, old)

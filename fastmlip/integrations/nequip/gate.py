@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations.nequip.derived import Derived, empty
+from fastmlip.integrations.nequip.derived import Derived, derive
 from fastmlip.nn.gate import apply, segments_of, set_segments
 
 
@@ -37,7 +37,6 @@ def unsupported(module: torch.nn.Module) -> str:
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
-    new = empty(FastGate, type(old))
-    new.__dict__.update(old.__dict__)
+    new = derive(FastGate, old)
     set_segments(new, old)
     return new

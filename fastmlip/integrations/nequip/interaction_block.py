@@ -19,7 +19,7 @@ import torch
 
 from fastmlip import backend, ops
 from fastmlip.integrations.nequip import linear, tensor_product_scatter
-from fastmlip.integrations.nequip.derived import Derived, empty
+from fastmlip.integrations.nequip.derived import Derived, derive
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops.edge_order import edge_order
 
@@ -76,8 +76,9 @@ def _trainable(block: Any) -> bool:
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
-    new: Any = empty(FastInteractionBlock, type(old))
-    new.__dict__.update(old.__dict__)  # children that are swapped later are swapped in both
+    new: Any = derive(
+        FastInteractionBlock, old
+    )  # children that are swapped later are swapped in both
     new.type_embed = _type_embed(old, model)
     names = ("linear_1", "linear_2")
     new.maps = torch.nn.ModuleDict(
