@@ -76,9 +76,7 @@ def _trainable(block: Any) -> bool:
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
-    new: Any = derive(
-        FastInteractionBlock, old
-    )  # children that are swapped later are swapped in both
+    new = derive(FastInteractionBlock, old)  # children swapped later are swapped in both
     new.type_embed = _type_embed(old, model)
     names = ("linear_1", "linear_2")
     new.maps = torch.nn.ModuleDict(
