@@ -229,11 +229,11 @@ def nodes(
     edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p, order,
     num_nodes,
 ) -> Tensor:  # fmt: skip
-    """``[num_nodes]`` float64"""
+    """``[num_nodes]`` float64, a column where edge_length is one"""
     charges = atomic_numbers.double().contiguous()
     table = edge_order(*edge_index.unbind(), atom_types.shape[0])
     ends = EdgeOrder(table, atom_types.shape[0], edge_length.shape[0])
-    out = edge_length.new_empty((num_nodes,), dtype=torch.float64)
+    out = edge_length.new_empty((num_nodes, *edge_length.shape[1:]), dtype=torch.float64)
     run(
         _zbl_fwd_kernel, (num_nodes,),
         out, edge_length.contiguous(), None if weight is None else weight.contiguous(),
@@ -247,7 +247,7 @@ def nodes(
 def edges(
     grad, edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p, order
 ) -> Tensor:
-    """``[E]`` in the dtype of edge_length"""
+    """Shaped like edge_length, in its dtype"""
     charges = atomic_numbers.double().contiguous()
     out = torch.empty_like(edge_length, memory_format=torch.contiguous_format)
     num_edges = edge_length.shape[0]

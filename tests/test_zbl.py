@@ -207,6 +207,30 @@ def test_strided_operands_and_int32_indices():
     assert_close(slope, torch.autograd.grad(reference.sum(), truth)[0], 1)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_columns_give_a_column(backend):
+    """As NequIP has lengths and types; to the bit, with all derivatives."""
+    case = OP.cases["oxides"]
+    inputs = OP.make_inputs(case)
+    with use_backend(backend):
+        for types in (inputs.atom_types, inputs.atom_types[:, None]):
+            flat, column = (
+                inputs._replace(edge_length=length, atom_types=types)
+                for length in (inputs.edge_length, inputs.edge_length[:, None])
+            )
+            pairs = zip(derivatives(case, column), derivatives(case, flat), strict=True)
+            assert all(torch.equal(got, want[:, None]) for got, want in pairs)
+
+
+def derivatives(case, inputs):
+    """The energies and three derivatives."""
+    length = inputs.edge_length.clone().requires_grad_()
+    values = [OP.op(length, *inputs[1:], problem=case.problem)]
+    for _ in range(3):
+        values += torch.autograd.grad(values[-1].sin().sum(), length, create_graph=True)
+    return values
+
+
 # ---------------------------------------------------------------- bad calls
 
 GOOD = {
@@ -219,11 +243,15 @@ GOOD = {
 }
 INDEX, LENGTH = GOOD["edge_index"], GOOD["edge_length"]
 BAD = {
-    "length rank": ({"edge_length": LENGTH[:, None]}, ValueError, r"edge_length: .*\[E\].*\(4, 1"),
+    "length rank": (
+        {"edge_length": LENGTH.view(1, 4)}, ValueError, r"edge_length: .*\[E, 1\].*\(1, 4\)"),
     "length dtype": ({"edge_length": LENGTH.half()}, TypeError, "edge_length: .*float16"),
     "index shape": ({"edge_index": INDEX.T}, ValueError, r"edge_index: .*\[2, E = 4\].*\(4, 2\)"),
     "index dtype": ({"edge_index": INDEX.double()}, TypeError, "edge_index: .*float64"),
-    "types rank": ({"atom_types": torch.zeros(3, 1).long()}, ValueError, r"atom_types: .*\(3, 1\)"),
+    "types rank": (
+        {"atom_types": torch.zeros(1, 3).long()}, ValueError, r"atom_types: .*\[N, 1\].*\(1, 3\)"),
+    "numbers rank": (
+        {"atomic_numbers": torch.ones(2, 1)}, ValueError, r"atomic_numbers: .*\[T\].*\(2, 1\)"),
     "types dtype": ({"atom_types": torch.zeros(3)}, TypeError, "atom_types: .*float32"),
     "numbers dtype": ({"atomic_numbers": torch.tensor([8, 1])}, TypeError, "atomic_numbers: .*64"),
     "prefactor": ({"prefactor": torch.ones(2)}, ValueError, r"prefactor: .*one number.*\(2,\)"),
@@ -235,7 +263,10 @@ BAD = {
         {"prefactor": torch.tensor(7.2, requires_grad=True)}, ValueError, "prefactor: .*detach"),
     "normed gradient": (
         {"cutoff": LENGTH.clone().requires_grad_()}, ValueError, "cutoff: requires a gradient"),
+    "length device": (
+        {"edge_length": LENGTH.to("meta")}, ValueError, "edge_index: expected device meta"),
     "p": ({"p": 1.5}, ValueError, "p: expected a number of at least 2, got 1.5"),
+    "p of nothing": ({"p": math.nan}, ValueError, "p: expected a number of at least 2, got nan"),
     "receiver": (
         {"edge_index": INDEX + torch.tensor([[2], [0]])}, RuntimeError,
         r"edge_index\[0, 2\] = 3 .*0 <= index < 3, num_nodes"),

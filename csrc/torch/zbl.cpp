@@ -22,6 +22,13 @@ void expect_dtype(const char* name, const Tensor& t, ScalarType a, ScalarType b)
   expect(t.scalar_type() == a || t.scalar_type() == b, name, ": unexpected dtype");
 }
 
+// Rows of [n] or [n, 1].
+int64_t rows(const char* name, const Tensor& t) {
+  expect(t.dim() == 1 || (t.dim() == 2 && t.size(1) == 1), name,
+         ": expected one dimension, or one column");
+  return t.size(0);
+}
+
 void expect_length(const char* name, const Tensor& t, int64_t length) {
   expect(t.dim() == 1 && t.size(0) == length, name, ": expected shape [", length, "]");
 }
@@ -51,13 +58,14 @@ struct Call {
     expect_dtype("atom_types", types, i64, i64);
     expect_dtype("atomic_numbers", numbers, f32, f64);
     expect_dtype("prefactor", prefactor_, f32, f64);
-    const int64_t edges = length.dim() ? length.size(0) : 0, num_types = numbers.numel();
-    expect_length("edge_length", length, edges);
+    const int64_t edges = rows("edge_length", length), atoms = rows("atom_types", types);
+    const int64_t num_types = numbers.numel();
+    expect_length("atomic_numbers", numbers, num_types);
     expect_shape("edge_index", index, 2, edges);
-    expect_length("atom_types", types, types.numel());
+    expect(p >= 2, "p: expected a number of at least 2, got ", p);
     expect(prefactor_.numel() == 1, "prefactor: expected one number");
     expect(order >= 0 && order <= 3, "order: expected 0 to 3");
-    expect(num_nodes >= 0 && num_nodes <= types.numel(), "num_nodes: more than atom_types has");
+    expect(num_nodes >= 0 && num_nodes <= atoms, "num_nodes: more than atom_types has");
     if (cutoff.dim() == 2) {
       expect_dtype("cutoff", cutoff, f64, f64);
       expect_shape("cutoff", cutoff, num_types, num_types);
@@ -68,7 +76,7 @@ struct Call {
     if (weight_) {
       weight = packed(*weight_);
       expect_dtype("weight", *weight, length.scalar_type(), length.scalar_type());
-      expect_length("weight", *weight, edges);
+      expect(weight->sizes().equals(length.sizes()), "weight: expected the shape of edge_length");
     }
     prefactor = value(prefactor_, 0);
 
@@ -77,10 +85,10 @@ struct Call {
       charges[i] = value(numbers, i);
       powers[i] = std::pow(charges[i], 0.23);
     }
-    charge.resize(types.numel());
-    power.resize(types.numel());
+    charge.resize(atoms);
+    power.resize(atoms);
     const int64_t* type = types.const_data_ptr<int64_t>();
-    for (int64_t n = 0; n < types.numel(); ++n) {
+    for (int64_t n = 0; n < atoms; ++n) {
       expect(type[n] >= 0 && type[n] < num_types, "atom_types[", n, "] = ", type[n],
              " is out of range: expected 0 <= type < ", num_types,
              ", the length of atomic_numbers");
@@ -125,7 +133,8 @@ Tensor zbl_cpu(const Tensor& length, const std::optional<Tensor>& weight, const 
                const Tensor& index, const Tensor& types, const Tensor& numbers,
                const Tensor& prefactor, double p, int64_t order, int64_t num_nodes) {
   const Call call(length, weight, cutoff, index, types, numbers, prefactor, p, order, num_nodes);
-  Tensor out = empty({num_nodes}, ScalarType::Double);
+  const int64_t shape[2] = {num_nodes, 1};
+  Tensor out = empty({shape, size_t(call.length.dim())}, ScalarType::Double);
   double* to = out.mutable_data_ptr<double>();
   const int64_t threads = call.threads();
   call.expect_none(call.length.scalar_type() == ScalarType::Double
@@ -140,8 +149,7 @@ Tensor zbl_backward_cpu(const Tensor& grad, const Tensor& length,
                         const Tensor& prefactor, double p, int64_t order) {
   const Tensor g = packed(grad);
   expect_dtype("grad", g, ScalarType::Double, ScalarType::Double);
-  const int64_t num_nodes = g.dim() ? g.size(0) : -1;
-  expect_length("grad", g, num_nodes);
+  const int64_t num_nodes = rows("grad", g);
   const Call call(length, weight, cutoff, index, types, numbers, prefactor, p, order, num_nodes);
   Tensor out = empty_as(call.length);
   const int64_t threads = call.threads();

@@ -114,7 +114,9 @@ class ZBL(torch.nn.Module):
             if VECTORS not in data:
                 raise KeyError(f"data: expected {LENGTHS!r} or {VECTORS!r}, got {sorted(data)}")
             data[LENGTHS] = torch.linalg.vector_norm(data[VECTORS], dim=-1, keepdim=True)
-        length = data[LENGTHS].view(-1)
+        length = data[LENGTHS]
+        if length.dim() == 1:
+            length = length.unsqueeze(-1)
         cutoff = self._cutoff
         if cutoff is None:
             # derivatives reach it through the length, which it is proportional to
@@ -122,13 +124,13 @@ class ZBL(torch.nn.Module):
             if cutoff.dtype != length.dtype:
                 cutoff = cutoff.to(length.dtype)
         before = data.get(self.per_atom_energy_field)
-        types = data[TYPES].view(-1)
+        types = data[TYPES]
         # with ghost atoms, only those that have an energy receive
         nodes = before if before is not None else data.get(POSITIONS, types)
         energy = ops.zbl(
             length, data[EDGE_INDEX], types, self.atomic_numbers, self._qqr2exesquare, cutoff,
             self.p, nodes.shape[0],
-        ).unsqueeze(-1)  # fmt: skip
+        )  # fmt: skip
         data[self.per_atom_energy_field] = energy if before is None else before + energy
         return data
 

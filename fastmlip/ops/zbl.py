@@ -44,7 +44,7 @@ import torch
 
 from fastmlip import backend
 from fastmlip.ops.edge_order import assert_in_range
-from fastmlip.ops.ladder import Rung, ladder
+from fastmlip.ops.ladder import Rung, eager, ladder
 
 Tensor = torch.Tensor
 
@@ -66,13 +66,15 @@ def zbl(
     p: float = 6.0,
     num_nodes: int | None = None,
 ) -> Tensor:
-    """Energies of this page, ``[num_nodes]`` in float64, differentiable in ``edge_length``.
+    """Energies of this page in float64, differentiable in ``edge_length``.
+
+    ``[num_nodes]``, or ``[num_nodes, 1]`` where ``edge_length`` is a column.
 
     Args:
-        edge_length: ``[E]``, float32 or float64, in Angstrom.
+        edge_length: ``[E]`` or ``[E, 1]``, float32 or float64, in Angstrom.
         edge_index: ``[2, E]``, int32 or int64, receivers first; in any order, fastest when sorted
             by receiver.
-        atom_types: ``[N]``, int32 or int64.
+        atom_types: ``[N]`` or ``[N, 1]``, int32 or int64.
         atomic_numbers: Z of each type, ``[T]``, a floating dtype.
         prefactor: one number, half of ``COULOMB[units]`` where edges come in both directions.
         cutoff: cutoff radii ``[T, T]`` by (type of receiver, type of sender), or, for edges that
@@ -85,27 +87,49 @@ def zbl(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: an index or a type out of range (on a GPU when the device synchronises).
     """
-    _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p)
-    if num_nodes is None:
-        num_nodes = atom_types.shape[0]
-    if cutoff.dim() == 2:
-        cutoff = cutoff.double()
+    operands = (edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff)
     which = backend.choose(edge_length)
+    if num_nodes is None:
+        num_nodes = atom_types.numel()
+    if which == "cpp" and eager() and _are_constants_on_a_cpu(*operands[1:]):
+        try:
+            return _call(_CPP, *operands, p, num_nodes)  # checks what it takes
+        except RuntimeError:
+            _check(*operands, p)  # has the better error for what it finds
+            raise
+    _check(*operands, p)
     if which == "reference":
         _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes)
-        return reference(
-            edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p, num_nodes
-        )
-    calls = _CPP if which == "cpp" else _TRITON
+        return reference(*operands, p, num_nodes)
+    return _call(_CPP if which == "cpp" else _TRITON, *operands, p, num_nodes)
+
+
+def _call(
+    calls, edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p, num_nodes
+) -> Tensor:
+    if cutoff.dim() == 2 and cutoff.dtype is torch.float32:
+        cutoff = cutoff.double()
+    if edge_index.dtype is torch.int32:
+        edge_index = edge_index.long()
+    if atom_types.dtype is torch.int32:
+        atom_types = atom_types.long()
     return calls["nodes"](
-        edge_length, None, cutoff, edge_index.long(), atom_types.long(), atomic_numbers, prefactor,
-        float(p), 0, num_nodes,
+        edge_length, None, cutoff, edge_index, atom_types, atomic_numbers, prefactor, float(p), 0,
+        num_nodes,
     )  # fmt: skip
 
 
+def _are_constants_on_a_cpu(*operands: Tensor) -> bool:
+    """What C++ does not see: whether a gradient is asked for, and tensors that are elsewhere."""
+    return not any(t.requires_grad or not t.is_cpu for t in operands)
+
+
 def _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p) -> None:
-    if edge_length.dim() != 1:
-        raise ValueError(f"edge_length: expected shape [E], got {tuple(edge_length.shape)}")
+    for name, value, size in (("edge_length", edge_length, "E"), ("atom_types", atom_types, "N")):
+        if value.dim() != 1 and not (value.dim() == 2 and value.shape[1] == 1):
+            raise ValueError(
+                f"{name}: expected shape [{size}] or [{size}, 1], got {tuple(value.shape)}"
+            )
     if edge_length.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"edge_length: expected float32 or float64, got {edge_length.dtype}")
     edges = edge_length.shape[0]
@@ -113,9 +137,8 @@ def _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutof
         raise ValueError(
             f"edge_index: expected shape [2, E = {edges}], got {tuple(edge_index.shape)}"
         )
-    for name, value in (("atom_types", atom_types), ("atomic_numbers", atomic_numbers)):
-        if value.dim() != 1:
-            raise ValueError(f"{name}: expected one dimension, got {tuple(value.shape)}")
+    if atomic_numbers.dim() != 1:
+        raise ValueError(f"atomic_numbers: expected shape [T], got {tuple(atomic_numbers.shape)}")
     for name, value in (("edge_index", edge_index), ("atom_types", atom_types)):
         if value.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{name}: expected int32 or int64, got {value.dtype}")
@@ -167,6 +190,8 @@ def reference(
 ) -> Tensor:
     """The formula of this page; differentiable by torch's own autograd to any order."""
     num_nodes = atom_types.shape[0] if num_nodes is None else num_nodes
+    shape = (num_nodes, *edge_length.shape[1:])
+    edge_length, atom_types = edge_length.reshape(-1), atom_types.reshape(-1)
     r = edge_length.double()
     r = torch.where(r < R_MIN, R_MIN, r)  # versions of torch differ on clamp's slope at R_MIN
     a, charges, s = _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff)
@@ -175,7 +200,7 @@ def reference(
     envelope = 1 - (p + 1) * (p + 2) / 2 * t**p
     envelope = envelope + p * (p + 2) * t ** (p + 1) - p * (p + 1) / 2 * t ** (p + 2)
     phi = torch.where(t >= 1, 0.0, charges / r * psi * envelope)
-    return phi.new_zeros(num_nodes).index_add(0, edge_index[0].long(), phi)
+    return phi.new_zeros(num_nodes).index_add(0, edge_index[0].long(), phi).view(shape)
 
 
 def _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff):
@@ -205,7 +230,8 @@ def _nodes(
     atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float, order: int,
     num_nodes: int,
 ) -> Tensor:  # fmt: skip
-    """``zbl(weight, order)`` of this page, ``[num_nodes]`` float64; weight as edge_length."""
+    """``zbl(weight, order)`` of this page in float64, a column where edge_length is one; weight as
+    edge_length."""
     from fastmlip.kernels import zbl as kernels
 
     _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes)
@@ -220,7 +246,8 @@ def _edges(
     grad: Tensor, edge_length: Tensor, weight: Tensor | None, cutoff: Tensor, edge_index: Tensor,
     atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float, order: int,
 ) -> Tensor:  # fmt: skip
-    """``zbl_backward(grad, weight, order)`` of this page, ``[E]``; grad is ``[num_nodes]``."""
+    """``zbl_backward(grad, weight, order)`` of this page, shaped like edge_length; grad is shaped
+    like energies."""
     from fastmlip.kernels import zbl as kernels
 
     _assert_indices(edge_index, atom_types, atomic_numbers, grad.shape[0])
@@ -291,7 +318,7 @@ if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::zbl_cpu")
     def _(edge_length, weight, cutoff, edge_index, atom_types, numbers, prefactor, p, order, nodes):
-        return edge_length.new_empty((nodes,), dtype=torch.float64)
+        return edge_length.new_empty((nodes, *edge_length.shape[1:]), dtype=torch.float64)
 
     @torch.library.register_fake("fastmlip::zbl_backward_cpu")
     def _(grad, edge_length, weight, cutoff, edge_index, types, numbers, prefactor, p, order):
