@@ -46,23 +46,32 @@ int64_t count(const Index* key, int64_t num_nodes, int64_t num_edges, int64_t* p
 
 template <class Index>
 const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, int64_t num_edges,
-                       int64_t* table, int64_t* bad_position) {
+                       int64_t* table, int64_t* bad_position, ParallelFor parallel_for,
+                       int64_t threads) {
   int64_t *dst_ptr = table, *src_ptr = dst_ptr + num_nodes + 1, *dst_edge = src_ptr + num_nodes + 1;
   int64_t *dst_src = dst_edge + num_edges, *src_edge = dst_src + num_edges,
           *src_dst = src_edge + num_edges;
-  bool dst_sorted, src_sorted;
-  *bad_position = count(dst, num_nodes, num_edges, dst_ptr, &dst_sorted);
-  if (*bad_position >= 0) return "edge_dst";
-  *bad_position = count(src, num_nodes, num_edges, src_ptr, &src_sorted);
-  if (*bad_position >= 0) return "edge_src";
-  sort_by(dst, src, dst_sorted, num_nodes, num_edges, dst_ptr, dst_edge, dst_src);
-  sort_by(src, dst, src_sorted, num_nodes, num_edges, src_ptr, src_edge, src_dst);
-  return nullptr;
+  int64_t bad[2];
+  auto by = [&](int64_t i, const Index* key, const Index* other, int64_t* ptr, int64_t* edges,
+                int64_t* others) {
+    bool sorted;
+    bad[i] = count(key, num_nodes, num_edges, ptr, &sorted);
+    if (bad[i] < 0) sort_by(key, other, sorted, num_nodes, num_edges, ptr, edges, others);
+  };
+  auto both = [&](int64_t i) {
+    i == 0 ? by(0, dst, src, dst_ptr, dst_edge, dst_src)
+           : by(1, src, dst, src_ptr, src_edge, src_dst);
+  };
+  run(parallel_for, threads, [&](int64_t part) {
+    for (int64_t i = part; i < 2; i += threads) both(i);
+  });
+  *bad_position = bad[0] >= 0 ? bad[0] : bad[1];
+  return bad[0] >= 0 ? "edge_dst" : bad[1] >= 0 ? "edge_src" : nullptr;
 }
 
 template const char* edge_order(const int32_t*, const int32_t*, int64_t, int64_t, int64_t*,
-                                int64_t*);
+                                int64_t*, ParallelFor, int64_t);
 template const char* edge_order(const int64_t*, const int64_t*, int64_t, int64_t, int64_t*,
-                                int64_t*);
+                                int64_t*, ParallelFor, int64_t);
 
 }  // namespace fastmlip

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "parallel.h"
+
 namespace fastmlip {
 
 struct EdgeOrder {
@@ -25,9 +27,9 @@ struct EdgeOrder {
 };
 
 // Fills the table; returns nullptr, or the name of the argument with an index out of range and
-// where it stands. Index is int32_t or int64_t.
+// where it stands. Index is int32_t or int64_t; the two orders can be made by two threads.
 template <class Index>
 const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, int64_t num_edges,
-                       int64_t* table, int64_t* bad_position);
+                       int64_t* table, int64_t* bad_position, ParallelFor, int64_t threads);
 
 }  // namespace fastmlip

@@ -2,7 +2,6 @@
 #include "edge_pair.h"
 
 #include <algorithm>
-#include <vector>
 
 namespace fastmlip {
 namespace {
@@ -19,29 +18,32 @@ bool opposite(const T* a, const T* b) {
 template <class T, class U>
 void edge_pair(const T* edge_vec, const U* edge_embedding, int64_t columns, const EdgeOrder& order,
                int64_t* pair, ParallelFor parallel_for, int64_t parts) {
-  std::vector<int64_t> reverse(order.num_edges, kNone);
-  auto find = [&](int64_t n, int64_t k) {  // the first reverse of edge k of node n
-    const int64_t edge = order.dst_edge[k], other = order.dst_src[k];
-    for (int64_t i = order.dst_ptr[other]; i < order.dst_ptr[other + 1]; ++i) {
-      const int64_t back = order.dst_edge[i];
-      if (order.dst_src[i] == n && opposite(edge_vec + 3 * edge, edge_vec + 3 * back) &&
+  auto for_nodes = [&](auto f) {
+    run(parallel_for, parts, [&](int64_t part) {
+      for (int64_t n = order.num_nodes * part / parts; n < order.num_nodes * (part + 1) / parts;
+           ++n)
+        for (int64_t k = order.dst_ptr[n]; k < order.dst_ptr[n + 1]; ++k) f(n, k);
+    });
+  };
+  // of the edges from `other` to node n, the first reverse of `edge`
+  auto find = [&](int64_t n, int64_t other, int64_t edge) {
+    for (int64_t k = order.dst_ptr[n]; k < order.dst_ptr[n + 1]; ++k) {
+      const int64_t back = order.dst_edge[k];
+      if (order.dst_src[k] == other && opposite(edge_vec + 3 * edge, edge_vec + 3 * back) &&
           std::equal(edge_embedding + edge * columns, edge_embedding + (edge + 1) * columns,
                      edge_embedding + back * columns))
         return back;
     }
     return kNone;
   };
-  run(parallel_for, parts, [&](int64_t part) {
-    const int64_t begin = order.num_nodes * part / parts,
-                  end = order.num_nodes * (part + 1) / parts;
-    for (int64_t n = begin; n < end; ++n)
-      for (int64_t k = order.dst_ptr[n]; k < order.dst_ptr[n + 1]; ++k)
-        reverse[order.dst_edge[k]] = find(n, k);
+  for_nodes([&](int64_t, int64_t k) { pair[order.dst_edge[k]] = order.dst_edge[k]; });
+  for_nodes([&](int64_t n, int64_t k) {
+    const int64_t edge = order.dst_edge[k], other = order.dst_src[k];
+    if (other < n) return;  // that node looks for both
+    const int64_t back = find(other, n, edge);
+    if (back != kNone && find(n, other, back) == edge)
+      pair[edge] = pair[back] = std::min(edge, back);
   });
-  for (int64_t e = 0; e < order.num_edges; ++e) {
-    const int64_t back = reverse[e];
-    pair[e] = back != kNone && reverse[back] == e ? std::min(e, back) : e;
-  }
 }
 
 #define FASTMLIP_EDGE_PAIR(T, U)                                                                \

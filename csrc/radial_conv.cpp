@@ -132,6 +132,70 @@ void multiply(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel, T* r
   });
 }
 
+// Sums of gradients of pairs that have edges in later chunks too: they wait for those, so that each
+// pair's goes back through weight once; in parts, where there is no room.
+template <class T>
+class WaitingRows {
+ public:
+  struct Wait {
+    int32_t row;
+    bool first;  // nothing waits yet
+  };
+  std::vector<int32_t> back;  // rows of the chunk that go back now, with what waited for them
+  std::vector<Wait> wait;     // and those that wait
+
+  WaitingRows(const int64_t* pair, int64_t num_edges, int64_t numel)
+      : numel_(numel), edges_left_(num_edges, 0), slot_(num_edges, kNone) {
+    int64_t most = 0;
+    for (int64_t e = 0; e < num_edges; ++e) most += edges_left_[pair ? pair[e] : e]++ == 1;
+    const int64_t row_bytes = std::max<int64_t>(1, numel * int64_t(sizeof(T)));
+    slots_ = std::min(most, kBytes / row_bytes);
+    memory_.emplace(std::max<int64_t>(64, slots_ * row_bytes));
+  }
+
+  // Sorts the rows of a chunk, whose edges have their gradients.
+  void sort(const Chunk& chunk) {
+    free_.insert(free_.end(), read_.begin(), read_.end());
+    read_.clear();
+    back.clear();
+    wait.clear();
+    for (int32_t row : chunk.row_of) --edges_left_[chunk.rows[row]];
+    for (int32_t row = 0; row < chunk.num_rows(); ++row) {
+      const int64_t edge = chunk.rows[row];
+      int64_t& slot = slot_[edge];
+      const bool first = slot == kNone;
+      if (edges_left_[edge] > 0 && first) slot = take();
+      if (edges_left_[edge] > 0 && slot != kNone)
+        wait.push_back({row, first});
+      else
+        back.push_back(row);
+      if (edges_left_[edge] == 0 && slot != kNone) read_.push_back(slot);
+    }
+  }
+
+  // Where the pair's sum waits; null if it does not.
+  T* sum(int64_t edge) const {
+    const int64_t slot = slot_[edge];
+    return slot == kNone ? nullptr : static_cast<T*>(memory_->get()) + slot * numel_;
+  }
+
+ private:
+  static constexpr int64_t kBytes = int64_t(2) << 30, kNone = -1;
+
+  int64_t take() {
+    if (free_.empty()) return next_ < slots_ ? next_++ : kNone;
+    const int64_t slot = free_.back();
+    free_.pop_back();
+    return slot;
+  }
+
+  const int64_t numel_;
+  std::vector<int64_t> edges_left_, slot_;  // [edge that stands for its pair]
+  std::vector<int64_t> free_, read_;        // slots: to be taken, and after this chunk
+  int64_t slots_ = 0, next_ = 0;
+  std::optional<Workspace> memory_;
+};
+
 // Weights transposed: the last layer's, and those of the hidden layers.
 template <class T>
 struct Transposed {
@@ -147,28 +211,48 @@ struct Transposed {
 };
 
 // dradial[chunk.rows[i]] += sum of the gradients of the row's edges, back through weight and the
-// hidden layers
+// hidden layers; of rows that have all of them
 template <class T>
 void multiply_back(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel, const T* gradients,
-                   const Transposed<T>& transposed, ParallelFor parallel_for, int64_t threads) {
+                   const Transposed<T>& transposed, WaitingRows<T>& waiting,
+                   ParallelFor parallel_for, int64_t threads) {
   std::vector<int64_t> head(chunk.rows.size(), -1), next(chunk.row_of.size());
   for (int64_t i = int64_t(chunk.row_of.size()) - 1; i >= 0; --i) {
     next[i] = head[chunk.row_of[i]];
     head[chunk.row_of[i]] = i;
   }
-  for_blocks(chunk.num_rows(), parallel_for, threads, [&] {
+  auto add = [&](T* sum, const T* row) {
+    for (int64_t k = 0; k < numel; ++k) sum[k] += row[k];
+  };
+  auto add_edges = [&](T* sum, int32_t row, bool first) {
+    int64_t i = head[row];
+    if (first) {
+      std::copy_n(gradients + i * numel, numel, sum);
+      i = next[i];
+    }
+    for (; i >= 0; i = next[i]) add(sum, gradients + i * numel);
+  };
+  waiting.sort(chunk);
+  for_blocks(int64_t(waiting.wait.size()), parallel_for, threads, [&] {
+    return [&](int64_t begin, int count) {
+      for (int64_t i = begin; i < begin + count; ++i) {
+        const auto [row, first] = waiting.wait[i];
+        add_edges(waiting.sum(chunk.rows[row]), row, first);
+      }
+    };
+  });
+  for_blocks(int64_t(waiting.back.size()), parallel_for, threads, [&] {
     return [&, a = zeros<T>(kBlockRows * numel), b = zeros<T>(kBlockRows * t.width),
-            hidden = HiddenRows<T>(hidden_layers(t))](int64_t row, int count) mutable {
+            hidden = HiddenRows<T>(hidden_layers(t))](int64_t begin, int count) mutable {
       T *to[kBlockRows] = {}, *c[kBlockRows] = {};
       for (int r = 0; r < count; ++r) {
-        T* sum = a.get() + r * numel;
-        int64_t i = head[row + r];
-        std::copy_n(gradients + i * numel, numel, sum);
-        while ((i = next[i]) >= 0)
-          for (int64_t k = 0; k < numel; ++k) sum[k] += gradients[i * numel + k];
-        to[r] = t.dradial + chunk.rows[row + r] * t.inputs;
+        const int32_t row = waiting.back[begin + r];
+        const int64_t edge = chunk.rows[row];
+        add_edges(a.get() + r * numel, row, true);
+        if (const T* sum = waiting.sum(edge)) add(a.get() + r * numel, sum);
+        to[r] = t.dradial + edge * t.inputs;
         c[r] = b.get() + r * t.width;
-        hidden.set(r, t.radial + chunk.rows[row + r] * t.inputs);
+        hidden.set(r, t.radial + edge * t.inputs);
       }
       const T* weight = transposed.weight.get();
       if (t.depth == 0)
@@ -243,6 +327,7 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
   const bool keep = !kept.row.empty();
   Chunk chunk;
   Chunks chunks(order.src_ptr, order.src_edge, t.edge_pair, order, numel * int64_t(sizeof(T)));
+  WaitingRows<T> waiting(t.edge_pair, order.num_edges, numel);
   for (Workspace memory(64); chunks.next(chunk);) {
     const int64_t made = keep ? 0 : chunk.num_rows();
     memory.grow(numel * (made + chunk.last - chunk.first) * int64_t(sizeof(T)));
@@ -255,7 +340,7 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
               t.edge_pair};
         },
         chunk.begin, chunk.end);
-    multiply_back(t, chunk, numel, gradients, transposed, parallel_for, threads);
+    multiply_back(t, chunk, numel, gradients, transposed, waiting, parallel_for, threads);
   }
 }
 

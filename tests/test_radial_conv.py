@@ -51,11 +51,17 @@ def test_sizes(name, nodes, edges):
         assert_close(one.value, other.value, 2, one.name)
 
 
-def test_many_chunks_give_what_one_gives():
-    """Rows of more than the 12 MiB that the kernel makes at a time, pairs across chunks."""
+@pytest.mark.parametrize("kept_bytes", [2 << 30, 0])
+def test_many_chunks_give_what_one_gives(kept_bytes, monkeypatch):
+    """Rows of more than the 12 MiB that the kernel makes at a time: single edges, pairs and groups
+    of four, whose gradients come together in several chunks."""
+    monkeypatch.setitem(ops.radial_conv.__globals__, "KEPT_BYTES", kept_bytes)
     case = OP.cases["nequip-M-hidden, pairs"]
-    inputs = OP.make_inputs(case, torch.float32, nodes=60, edges=9000)
-    product, pairs = case.problem.product, inputs.chosen
+    inputs = OP.make_inputs(case, torch.float64, nodes=60, edges=9000)
+    product, pairs = case.problem.product, torch.arange(9000)
+    members = torch.randperm(9000, generator=torch.Generator().manual_seed(2))
+    twos, fours = members[:3000].view(2, -1), members[3000:6000].view(4, -1)
+    pairs[twos], pairs[fours] = twos[0].clone(), fours[0].clone()
 
     def fast(x, edge_attr, radial, weight):
         return ops.radial_conv(
@@ -69,9 +75,14 @@ def test_many_chunks_give_what_one_gives():
             x, edge_attr, edge_weight, inputs.edge_dst, inputs.edge_src, product
         )
 
-    for got, want in zip(derivatives(fast, inputs[:4], 1), derivatives(plain, inputs[:4], 1),
-                         strict=True):  # fmt: skip
-        assert_close(got.value, want.value, 2, got.name)
+    weight = inputs.weight.detach()  # with a gradient, other operators would run
+    found = []
+    for function in (fast, plain):
+        leaves = [t.detach().requires_grad_() for t in inputs[:3]]
+        out = function(*leaves, weight)
+        found.append([out, *torch.autograd.grad(out.sin().sum(), leaves)])
+    for got, want in zip(*found, strict=True):
+        assert_close(got, want, 2)
 
 
 @pytest.mark.parametrize("name", ["deep network", "one weight, pairs", "own weights"])

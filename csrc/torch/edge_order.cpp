@@ -11,11 +11,12 @@ Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t nu
   int64_t* table = order.mutable_data_ptr<int64_t>();
   int64_t position = 0;
   const bool narrow = dst.scalar_type() == ScalarType::Int;
-  const char* bad = narrow
-                        ? edge_order(dst.const_data_ptr<int32_t>(), src.const_data_ptr<int32_t>(),
-                                     num_nodes, num_edges, table, &position)
-                        : edge_order(dst.const_data_ptr<int64_t>(), src.const_data_ptr<int64_t>(),
-                                     num_nodes, num_edges, table, &position);
+  auto fill = [&](auto index) {
+    using Index = decltype(index);
+    return edge_order(dst.const_data_ptr<Index>(), src.const_data_ptr<Index>(), num_nodes,
+                      num_edges, table, &position, parallel_for, parts(num_edges / 1000, 2));
+  };
+  const char* bad = narrow ? fill(int32_t()) : fill(int64_t());
   if (bad) {
     const Tensor& index = std::string(bad) == "edge_dst" ? dst : src;
     const int64_t value = narrow ? index.const_data_ptr<int32_t>()[position]
