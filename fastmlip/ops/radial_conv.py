@@ -16,10 +16,11 @@ interval of its grid, from 0 to 1, and ``weight`` the table of its coefficients,
 The C++ operators make rows of edge_weight for a few nodes at a time and use them while they are in
 cache, in the forward and in the backward pass, which also sums what goes back to ``radial``. The
 products of the first form are kept for the backward pass where those of all pairs fit into 2 GiB,
-and made again otherwise. Second derivatives are composed of :mod:`tensor_product_conv` and matrix
-products, and hold ``[E, weight_numel]`` tensors. So does everything where ``weight`` or ``hidden``
-require a gradient, with layers of :mod:`fastmlip.ops.pair_linear`, and on every backend but the C++
-one.
+and made again otherwise; gradients of pairs whose edges are far apart wait for each other, in 2 GiB
+at most, so that a pair's goes back through the network once. Second derivatives are composed of
+:mod:`tensor_product_conv` and matrix products, and hold ``[E, weight_numel]`` tensors. So does
+everything where ``weight`` or ``hidden`` require a gradient, with layers of
+:mod:`fastmlip.ops.pair_linear`, and on every backend but the C++ one.
 """
 
 from __future__ import annotations
