@@ -22,12 +22,23 @@ constexpr double kPowers[kSplinePieces][kSplinePieces] = {
     {0, 0, 0, 0, 0, 1 / 120.},
 };
 
-// B_j or its derivative at a vector of places
-template <class T, bool kSlope>
-Vec<T> piece(int j, Vec<T> place) {
+// The same of the pieces of one degree less. The derivative of the value is their sum, times the
+// differences of coefficients that follow one another: factors above zero, so nothing cancels (sums
+// of coefficients themselves, times the derivatives of B_j, would lose two digits of forces).
+constexpr int kSlopePieces = kSplinePieces - 1;
+constexpr double kSlopePowers[kSlopePieces][kSlopePieces] = {
+    {1 / 24., -4 / 24., 6 / 24., -4 / 24., 1 / 24.},
+    {11 / 24., -12 / 24., -6 / 24., 12 / 24., -4 / 24.},
+    {11 / 24., 12 / 24., -6 / 24., -12 / 24., 6 / 24.},
+    {1 / 24., 4 / 24., 6 / 24., 4 / 24., -4 / 24.},
+    {0, 0, 0, 0, 1 / 24.},
+};
+
+// A piece at a vector of places.
+template <class T, int N>
+Vec<T> piece(const double (&powers)[N], Vec<T> place) {
   Vec<T> value{};
-  for (int power = kSplinePieces - 1; power >= kSlope; --power)
-    value = value * place + T(kPowers[j][power] * (kSlope ? power : 1));
+  for (int power = N - 1; power >= 0; --power) value = value * place + T(powers[power]);
   return value;
 }
 
@@ -69,7 +80,7 @@ struct SplineRows {
   Buffer<T> rows, gradients;
   Buffer<T> place;      // of each edge of the batch
   Buffer<T> basis;      // [j][edge]
-  Buffer<Vec<T>> sums;  // [edge][j], not yet summed over lanes
+  Buffer<Vec<T>> sums;  // [edge][piece of the slope], not yet summed over lanes
   const int64_t* edges = nullptr;
   int64_t first[kBatch];  // where in a block of columns an edge's rows begin
   int64_t begin = 0, limit = 0;
@@ -82,7 +93,7 @@ struct SplineRows {
         gradients(t.dradial ? allocate<T>(kBatch * stride) : nullptr),
         place(zeros<T>(kBatch)),
         basis(allocate<T>(kBatch * kSplinePieces)),
-        sums(t.dradial ? allocate<Vec<T>>(kBatch * kSplinePieces) : nullptr) {
+        sums(t.dradial ? allocate<Vec<T>>(kBatch * kSlopePieces) : nullptr) {
     for (int64_t e = 0; gradients && e < kBatch; ++e)  // columns behind the last path's
       std::fill_n(gradients.get() + (e + 1) * stride - kSplineBlock - line, kSplineBlock, T(0));
   }
@@ -109,7 +120,7 @@ struct SplineRows {
     }
     for (int j = 0; j < kSplinePieces; ++j)
       for (int64_t e = 0; e < limit - begin; e += kLanes<T>)
-        store(basis.get() + j * kBatch + e, piece<T, false>(j, load(place.get() + e)));
+        store(basis.get() + j * kBatch + e, piece<T>(kPowers[j], load(place.get() + e)));
     make();
   }
 
@@ -144,23 +155,27 @@ struct SplineRows {
 
   [[gnu::noinline]] void project() const {
     for_columns([&](int64_t e, const T* six, int64_t c) FASTMLIP_INLINE {
-      Vec<T> g[vectors];
+      const T* gradient = gradients.get() + e * stride + c;
+      Vec<T>* total = sums.get() + e * kSlopePieces;
+      Vec<T> sum[kSlopePieces];
+      unroll<kSlopePieces>(kSlopePieces,
+                           [&](int j) FASTMLIP_INLINE { sum[j] = c ? total[j] : Vec<T>{}; });
       unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
-        g[v] = pin(load(gradients.get() + e * stride + c + v * kLanes<T>));
-      });
-      unroll<kSplinePieces>(kSplinePieces, [&](int j) FASTMLIP_INLINE {
-        Vec<T> sum = c ? sums[e * kSplinePieces + j] : Vec<T>{};
-        unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
-          sum += g[v] * load(six + j * kSplineBlock + v * kLanes<T>);
+        const Vec<T> g = pin(load(gradient + v * kLanes<T>));
+        Vec<T> before = load(six + v * kLanes<T>);
+        unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE {
+          const Vec<T> after = pin(load(six + (j + 1) * kSplineBlock + v * kLanes<T>));
+          sum[j] += g * (after - before);
+          before = after;
         });
-        sums[e * kSplinePieces + j] = sum;
       });
+      unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE { total[j] = sum[j]; });
     });
     for (int64_t e = 0; e < limit - begin; e += kLanes<T>) {
       Vec<T> total{};
-      for (int j = 0; j < kSplinePieces; ++j)
-        total += sum_each<T>(sums.get() + e * kSplinePieces + j, kSplinePieces) *
-                 piece<T, true>(j, load(place.get() + e));
+      for (int j = 0; j < kSlopePieces; ++j)
+        total += sum_each<T>(sums.get() + e * kSlopePieces + j, kSlopePieces) *
+                 piece<T>(kSlopePowers[j], load(place.get() + e));
       for (int64_t i = 0; i < std::min<int64_t>(kLanes<T>, limit - begin - e); ++i)
         t.dradial[edges[e + i]] = total[i];
     }

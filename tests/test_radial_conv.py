@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastmlip import ops, use_backend
+from fastmlip.ops import _spline
 from fastmlip.ops.radial_conv import reference
 from fastmlip.testing import OPERATORS, assert_close, derivatives, poison_empty
 
@@ -106,6 +107,24 @@ def test_kept_rows_give_what_rows_made_again_give(name, room):
     value = OP.reference(*leaves, *inputs[3:], problem=case.problem)
     for one, other in zip(got, torch.autograd.grad(value, leaves, grad), strict=True):
         assert_close(one, other, 2)
+
+
+def test_the_slope_of_a_fine_spline_keeps_the_digits_of_float32():
+    """Its coefficients differ little from row to row, and their differences make the slope."""
+    case = OP.cases["odd multiplicities, spline"]
+    inputs = OP.make_inputs(case, torch.float32, nodes=4, edges=60)
+    rows, columns = 1000, case.problem.product.weight_numel
+    coefficients = (torch.linspace(0, 3, rows)[:, None] + torch.arange(columns)).cos()
+    chosen = torch.randint(0, rows - 5, (60,), generator=torch.Generator().manual_seed(0))
+    inputs = inputs._replace(weight=_spline.table(coefficients), chosen=chosen)
+    slopes = []
+    for function, dtype in ((OP.op, torch.float32), (OP.reference, torch.float64)):
+        operands = inputs.to(dtype)
+        radial = operands.radial.clone().requires_grad_()
+        out = function(*operands._replace(radial=radial), problem=case.problem)
+        slopes += torch.autograd.grad(out.square().sum(), radial)
+    error = (slopes[0] - slopes[1]).abs().max() / slopes[1].abs().max()
+    assert error < 1e-6
 
 
 @pytest.mark.parametrize("name", ["own weights", "one interval, spline"])

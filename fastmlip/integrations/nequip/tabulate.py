@@ -54,21 +54,24 @@ def tabulate_(
         block.spline = None
     model.requires_grad_(False).eval()
     exact = [_forces(model, probe) for probe in probes]
+    best = (float("inf"), 0)
     for intervals in INTERVALS:
         for block in blocks:
             block.spline = _fit(block, bessels[0], intervals)
         found = [_forces(model, probe) for probe in probes]
         error = max((f - e).abs().max().item() for f, e in zip(found, exact, strict=True))
         logger.info("%d intervals: max |dF| %.1e eV/Angstrom", intervals, error)
+        best = min(best, (error, intervals))
         if error <= tol:
             break
     else:
         for block in blocks:
             block.spline = None
         raise ValueError(
-            f"tol: {tol:.1e} eV/Angstrom was not reached: max |dF| is {error:.1e} with {intervals} "
-            f"intervals, for forces up to {max(e.abs().max().item() for e in exact):.1e} in "
-            f"{next(blocks[0].linear_1.parameters()).dtype}"
+            f"tol: {tol:.1e} eV/Angstrom was not reached: max |dF| is {best[0]:.1e} at best, with "
+            f"{best[1]} intervals, for forces up to {max(e.abs().max().item() for e in exact):.1e} "
+            f"in {next(blocks[0].linear_1.parameters()).dtype}. Finer grids add rounding: give a "
+            "larger tol, or structures whose forces are smaller"
         )
     for block in blocks:
         for name in ("linear_1", "linear_2"):
