@@ -48,22 +48,19 @@ template <class Index>
 const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, int64_t num_edges,
                        int64_t* table, int64_t* bad_position, ParallelFor parallel_for,
                        int64_t threads) {
-  int64_t *dst_ptr = table, *src_ptr = dst_ptr + num_nodes + 1, *dst_edge = src_ptr + num_nodes + 1;
-  int64_t *dst_src = dst_edge + num_edges, *src_edge = dst_src + num_edges,
-          *src_dst = src_edge + num_edges;
+  const Index* const ends[2] = {dst, src};
+  int64_t* const ptr[2] = {table, table + num_nodes + 1};
+  int64_t* const first = ptr[1] + num_nodes + 1;
+  int64_t* const edges[2] = {first, first + 2 * num_edges};
   int64_t bad[2];
-  auto by = [&](int64_t i, const Index* key, const Index* other, int64_t* ptr, int64_t* edges,
-                int64_t* others) {
-    bool sorted;
-    bad[i] = count(key, num_nodes, num_edges, ptr, &sorted);
-    if (bad[i] < 0) sort_by(key, other, sorted, num_nodes, num_edges, ptr, edges, others);
-  };
-  auto both = [&](int64_t i) {
-    i == 0 ? by(0, dst, src, dst_ptr, dst_edge, dst_src)
-           : by(1, src, dst, src_ptr, src_edge, src_dst);
-  };
   run(parallel_for, threads, [&](int64_t part) {
-    for (int64_t i = part; i < 2; i += threads) both(i);
+    for (int64_t i = part; i < 2; i += threads) {
+      bool sorted;
+      bad[i] = count(ends[i], num_nodes, num_edges, ptr[i], &sorted);
+      if (bad[i] < 0)
+        sort_by(ends[i], ends[1 - i], sorted, num_nodes, num_edges, ptr[i], edges[i],
+                edges[i] + num_edges);
+    }
   });
   *bad_position = bad[0] >= 0 ? bad[0] : bad[1];
   return bad[0] >= 0 ? "edge_dst" : bad[1] >= 0 ? "edge_src" : nullptr;

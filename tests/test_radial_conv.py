@@ -109,7 +109,8 @@ def test_kept_rows_give_what_rows_made_again_give(name, room):
         assert_close(one, other, 2)
 
 
-def test_the_slope_of_a_fine_spline_keeps_the_digits_of_float32():
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_the_slope_of_a_fine_spline_keeps_the_digits_of_float32(backend):
     """Its coefficients differ little from row to row, and their differences make the slope."""
     case = OP.cases["odd multiplicities, spline"]
     inputs = OP.make_inputs(case, torch.float32, nodes=4, edges=60)
@@ -121,7 +122,8 @@ def test_the_slope_of_a_fine_spline_keeps_the_digits_of_float32():
     for function, dtype in ((OP.op, torch.float32), (OP.reference, torch.float64)):
         operands = inputs.to(dtype)
         radial = operands.radial.clone().requires_grad_()
-        out = function(*operands._replace(radial=radial), problem=case.problem)
+        with use_backend(backend):
+            out = function(*operands._replace(radial=radial), problem=case.problem)
         slopes += torch.autograd.grad(out.square().sum(), radial)
     error = (slopes[0] - slopes[1]).abs().max() / slopes[1].abs().max()
     assert error < 1e-6

@@ -7,6 +7,15 @@ At the place f, from 0 to 1, in the interval whose first row of coefficients is 
 with the six pieces of the cardinal B-spline (de Boor, A Practical Guide to Splines, ch. IX)::
 
     B_j(f) = sum_k (-1)^k C(6, k) (f + 5 - j - k)^5 / 120  over k <= 5 - j
+
+They add up to one, so the value is also::
+
+    value = coefficients[k] + sum_j  S_j(f) (coefficients[k + j + 1] - coefficients[k + j])
+    S_j   = B_(j+1) + .. + B_5,   j = 0 .. 4
+
+whose derivatives, unlike those of the first form, are no small differences of large numbers:
+float32 keeps its digits. This file computes the second form, csrc/spline.h the first, and slopes by
+the second.
 """
 
 from __future__ import annotations
@@ -23,22 +32,29 @@ BLOCK = 64  # columns of a block of the table
 
 
 @cache
-def pieces() -> list[list[float]]:
-    """``[j][power]``: the factors of the powers of f in B_j; csrc/spline.h has the same."""
+def steps() -> list[list[float]]:
+    """``[j][power]``: the factors of the powers of f in S_j."""
 
-    def factor(j: int, power: int) -> int:
+    def factor(j: int, power: int) -> int:  # of B_j, times 5!
         signs = ((-1) ** k * math.comb(DEGREE + 1, k) for k in range(DEGREE - j + 1))
         terms = (sign * (DEGREE - j - k) ** (DEGREE - power) for k, sign in enumerate(signs))
         return math.comb(DEGREE, power) * sum(terms)
 
-    powers = range(DEGREE + 1)
-    return [[factor(j, power) / math.factorial(DEGREE) for power in powers] for j in powers]
+    pieces = range(DEGREE + 1)
+    return [
+        [
+            sum(factor(i, power) for i in pieces[j + 1 :]) / math.factorial(DEGREE)
+            for power in pieces
+        ]
+        for j in range(DEGREE)
+    ]
 
 
 def basis(place: Tensor, derivative: int = 0) -> Tensor:
-    """The six B_j ``[E, 6]`` at ``place [E, 1]``, or a derivative of theirs, up to the fourth."""
-    columns = []
-    for powers in pieces():
+    """One and the five S_j ``[E, 6]`` at ``place [E, 1]``, or a derivative of theirs, up to the
+    fourth: the factors of :func:`coefficients`."""
+    columns = [torch.zeros_like(place) if derivative else torch.ones_like(place)]
+    for powers in steps():
         for _ in range(derivative):
             powers = [power * factor for power, factor in enumerate(powers)][1:]
         value = torch.full_like(place, powers[-1])
@@ -64,12 +80,18 @@ def table(coefficients: Tensor) -> Tensor:
 
 
 def coefficients(table: Tensor, first_row: Tensor, columns: int) -> Iterator[Tensor]:
-    """The six rows of each edge, ``[E, columns]`` each, one at a time: they are large."""
+    """The first row of each edge and the differences of its six, ``[E, columns]`` each, one at a
+    time: they are large."""
     rows = table.transpose(0, 1).flatten(1)[:, :columns]
-    return (rows.index_select(0, first_row + j) for j in range(DEGREE + 1))
+    before = rows.index_select(0, first_row)
+    yield before
+    for j in range(1, DEGREE + 1):
+        after = rows.index_select(0, first_row + j)
+        yield after - before
+        before = after
 
 
 def combine(basis: Tensor, table: Tensor, first_row: Tensor, columns: int) -> Tensor:
-    """``[E, columns]``: the values of each edge, of the B_j given."""
+    """``[E, columns]``: the values of each edge, of the factors given."""
     rows = coefficients(table, first_row, columns)
     return sum((basis[:, j : j + 1] * row for j, row in enumerate(rows)), basis.new_zeros(1))

@@ -247,7 +247,7 @@ def _from_rows(
     weight_numel: int,
     once: bool,
 ) -> Tensor:
-    """edge_weight of the rows that ``weight`` is multiplied by, or of the B_j of a spline."""
+    """edge_weight of the rows that ``weight`` is multiplied by, or of the factors of a spline."""
     if first_row is not None:
         return spline.combine(rows, weight, first_row, weight_numel)
     if edge_pair is None:
@@ -320,7 +320,7 @@ def _backward_vjp(rungs, ctx, hx, ha, hradial):
 
 def _functions(radial, hradial, weight, hidden, first):
     """What is between ``radial`` and the rows that ``weight`` is multiplied by, hidden layers or
-    the spline's B_j: (slope, its change along hradial, back to its argument) of each; and those
+    the spline's factors: (slope, its change along hradial, back to its argument) of each; and those
     rows, and their change along hradial."""
     if first is not None:
         slope, curvature = spline.basis(radial, 1), spline.basis(radial, 2) * hradial
