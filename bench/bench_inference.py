@@ -2,18 +2,21 @@
 
 Every model is exported with AOTInductor first (minutes each), and stock also runs eager: its better
 time is the one to beat. Structures: a 108-atom and a 1,372-atom disordered fcc alloy, and 192 atoms
-of water; cutoff 5 A, float32. Rows of ``scaling`` go from 108 to 100,000 atoms, with the settings
-of glibc's allocator that docs/guide/inference.md advises.
+of water; cutoff 5 A, float32. Rows of ``scaling`` go from 108 to 100,000 atoms, the largest
+system also in random order, with the settings of glibc's allocator that docs/guide/inference.md
+advises.
 """
 
 from __future__ import annotations
 
 import copy
 import ctypes
+import json
 from functools import cache
 from pathlib import Path
+from statistics import median
 from tempfile import mkdtemp
-from timeit import repeat
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -44,12 +47,14 @@ ALLOCATOR = (
     "glibc.malloc.trim_threshold=68719476736"
 )
 CELLS = {108: 3, 1372: 7, 10976: 14, 97556: 29}
+SIZES = [f"{atoms}-atom alloy" for atoms in CELLS] + ["97556-atom alloy, shuffled"]
+TURNS = 7  # of all sizes
 
 
-def _alloy(cells):
-    atoms = bulk("Au", "fcc", a=4.0, cubic=True) * ((cells,) * 3)
+def _alloy(name):
+    atoms = bulk("Au", "fcc", a=4.0, cubic=True) * ((CELLS[int(name.split("-")[0])],) * 3)
     atoms.rattle(0.1, seed=1)
-    return atoms
+    return atoms[np.random.default_rng(0).permutation(len(atoms))] if "shuffled" in name else atoms
 
 
 def _water():
@@ -67,11 +72,15 @@ def _water():
 
 @cache
 def _frame(name):
-    atoms = _water() if "water" in name else _alloy(CELLS[int(name.split("-")[0])])
+    atoms = _water() if "water" in name else _alloy(name)
     data = compute_neighborlist_(from_ase(atoms), r_max=5.0)
     types = torch.randint(0, 3, (len(atoms),), generator=torch.Generator().manual_seed(0))
     data[AtomicDataDict.ATOM_TYPE_KEY] = types
     return single_frame_data_settings(data)
+
+
+def _atoms(data):
+    return len(data[AtomicDataDict.ATOM_TYPE_KEY])
 
 
 @cache
@@ -130,40 +139,61 @@ def bench_inference(compare, preset, structure, who):
         model, run = _compiled(preset, WHO[who]), _run
     error = (run(model, data)["forces"] - want).abs().max()
     assert error <= 1e-5 * max(1.0, want.abs().max())
-    atoms = len(data[AtomicDataDict.ATOM_TYPE_KEY])
     compare(
         who, lambda: run(model, data), f"NequIP {preset} inference, {structure}", rounds=9,
-        case=preset, what=f"energy+forces, {structure}", size=("atoms", atoms),
+        case=preset, what=f"energy+forces, {structure}", size=("atoms", _atoms(data)),
         **_work(preset, WHO[who], structure),
         max_force_error=float(error), note=f"max |dF| {error:.1e}",
     )  # fmt: skip
 
 
-def _scale(package, name):
-    """Seconds (the best of 3 calls or more) and peak memory (MiB) of energy and forces, for a fresh
-    process; small systems are called for as long as large ones are."""
+def _us_per_atom(package):
+    """Of every size, one after the other and that again and again, so that whatever else a machine
+    does falls on all of them: the median of turns of a second or a call. For a fresh process."""
+    set_global_state(allow_tf32=False)
+    model = torch._inductor.aoti_load_package(package)
+    frames = {name: _frame(name) for name in SIZES}
+    found = {name: [] for name in SIZES}
+    for _ in range(1 + TURNS):
+        for name, data in frames.items():
+            calls, start = 0, perf_counter()
+            while (passed := perf_counter() - start) < 1:
+                _run(model, data)
+                calls += 1
+            found[name].append(passed * 1e6 / calls / _atoms(data))
+    return {name: median(times[1:]) for name, times in found.items()}
+
+
+def _kib_per_atom(package, name):
+    """Peak memory of energy and forces; for a fresh process."""
     set_global_state(allow_tf32=False)
     model, data = torch._inductor.aoti_load_package(package), _frame(name)
     _run(model, _frame(STRUCTURES[0]))
     ctypes.CDLL(None).malloc_trim(0)  # what making the neighbour list left
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _peak_memory()
-    rounds = max(3, 200_000 // len(data[AtomicDataDict.ATOM_TYPE_KEY]))
-    seconds = min(repeat(lambda: _run(model, data), number=1, repeat=rounds))
-    return seconds, _peak_memory() - before
+    for _ in range(3):
+        _run(model, data)
+    return (_peak_memory() - before) * 1024 / _atoms(data)
 
 
-@pytest.mark.parametrize("atoms", CELLS)
+@cache
+def _fresh(function, preset, who, *arguments):
+    """What a function of this file prints in a process of its own."""
+    call = f"b.{function}({_package(preset, who)!r}, *{arguments!r})"
+    code = f"import json; from fastmlip.bench import bench_inference as b; r = json.dumps({call})"
+    printed = run_python(code + "; print(r)", timeout=1800, GLIBC_TUNABLES=ALLOCATOR)
+    return json.loads(printed.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("who", ["exact", "tabulated"])
-def bench_scaling(compare, who, atoms):
+def bench_scaling(compare, who, name):
     """Time and memory for an atom: flat, where nothing is quadratic."""
-    call = f"b._scale({_package('S', who)!r}, '{atoms}-atom alloy')"
-    code = f"from fastmlip.bench import bench_inference as b; print(*{call})"
-    printed = run_python(code, GLIBC_TUNABLES=ALLOCATOR).split()
-    seconds, peak = float(printed[-2]), float(printed[-1])
-    us_per_atom, kib_per_atom = seconds * 1e6 / atoms, peak * 1024 / atoms
+    us_per_atom = _fresh("_us_per_atom", "S", who)[name]
+    kib_per_atom = _fresh("_kib_per_atom", "S", who, name)
     compare(
-        f"fastmlip {who}", lambda: None, f"scaling, NequIP S {who}, {atoms} atoms", rounds=1,
+        f"fastmlip {who}", lambda: None, f"scaling, NequIP S {who}, {name}", rounds=1,
         us_per_atom=us_per_atom, kib_per_atom=kib_per_atom,
         note=f"{us_per_atom:.1f} us and {kib_per_atom:.0f} KiB an atom",
     )  # fmt: skip

@@ -9,7 +9,7 @@ namespace fastmlip {
 
 struct EdgeOrder {
   int64_t num_nodes, num_edges;
-  const int64_t *dst_ptr, *src_ptr, *dst_edge, *dst_src, *src_edge, *src_dst;
+  const int64_t *dst_ptr, *src_ptr, *dst_edge, *dst_src, *src_edge, *src_dst, *node, *place;
 
   EdgeOrder(const int64_t* table, int64_t num_nodes, int64_t num_edges)
       : num_nodes(num_nodes),
@@ -19,17 +19,22 @@ struct EdgeOrder {
         dst_edge(src_ptr + num_nodes + 1),
         dst_src(dst_edge + num_edges),
         src_edge(dst_src + num_edges),
-        src_dst(src_edge + num_edges) {}
+        src_dst(src_edge + num_edges),
+        node(src_dst + num_edges),
+        place(node + num_nodes) {}
 
   static int64_t size(int64_t num_nodes, int64_t num_edges) {
-    return 2 * (num_nodes + 1) + 4 * num_edges;
+    return 2 * (num_nodes + 1) + 4 * num_edges + 2 * num_nodes;
   }
 };
 
-// Fills the table; returns nullptr, or the name of the argument with an index out of range and
-// where it stands. Index is int32_t or int64_t; the two orders can be made by two threads.
+// Fills the table, with nodes in the order of their positions [num_nodes, 3] along a curve, or in
+// their own where positions is null. Returns nullptr, or the name of the argument with an index out
+// of range and where it stands. Index is int32_t or int64_t; the two orders can be made by two
+// threads.
 template <class Index>
-const char* edge_order(const Index* dst, const Index* src, int64_t num_nodes, int64_t num_edges,
-                       int64_t* table, int64_t* bad_position, ParallelFor, int64_t threads);
+const char* edge_order(const Index* dst, const Index* src, const double* positions,
+                       int64_t num_nodes, int64_t num_edges, int64_t* table, int64_t* bad_position,
+                       ParallelFor, int64_t threads);
 
 }  // namespace fastmlip

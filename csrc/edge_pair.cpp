@@ -20,14 +20,15 @@ void edge_pair(const T* edge_vec, const U* edge_embedding, int64_t columns, cons
                int64_t* pair, ParallelFor parallel_for, int64_t parts) {
   auto for_nodes = [&](auto f) {
     run(parallel_for, parts, [&](int64_t part) {
-      for (int64_t n = order.num_nodes * part / parts; n < order.num_nodes * (part + 1) / parts;
-           ++n)
-        for (int64_t k = order.dst_ptr[n]; k < order.dst_ptr[n + 1]; ++k) f(n, k);
+      for (int64_t i = order.num_nodes * part / parts; i < order.num_nodes * (part + 1) / parts;
+           ++i)
+        for (int64_t k = order.dst_ptr[i]; k < order.dst_ptr[i + 1]; ++k) f(order.node[i], k);
     });
   };
   // of the edges from `other` to node n, the first reverse of `edge`
   auto find = [&](int64_t n, int64_t other, int64_t edge) {
-    for (int64_t k = order.dst_ptr[n]; k < order.dst_ptr[n + 1]; ++k) {
+    const int64_t i = order.place[n];
+    for (int64_t k = order.dst_ptr[i]; k < order.dst_ptr[i + 1]; ++k) {
       const int64_t back = order.dst_edge[k];
       if (order.dst_src[k] == other && opposite(edge_vec + 3 * edge, edge_vec + 3 * back) &&
           std::equal(edge_embedding + edge * columns, edge_embedding + (edge + 1) * columns,

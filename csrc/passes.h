@@ -148,7 +148,7 @@ struct Scratch {
   }
 };
 
-// The sum over the edges that point to node n, into `sum` (packed).
+// The sum over the edges that point to the n-th node, into `sum` (packed).
 template <class T, bool kSecond, class Rows>
 void receive_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeOrder& order,
                   Scratch<T>& scratch, const T* x, const T* hx, const Part& part, int64_t n,
@@ -168,13 +168,14 @@ void receive_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const Ed
   }
 }
 
-// All that the edges which start at node n have a gradient for; its own in `dx` (packed).
+// All that the edges which start at the n-th node have a gradient for; its own in `dx` (packed).
 template <class T, bool kSecond, class Rows>
 void send_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeOrder& order,
                Scratch<T>& scratch, const T* grad, const T* x, const T* hx, const Part& part,
                int64_t n, T* dx) {
   std::fill_n(dx, plan.packed1, T(0));
-  const T *x_row = x + n * plan.packed1, *hx_row = kSecond ? hx + n * plan.packed1 : x_row;
+  const int64_t node = order.node[n];
+  const T *x_row = x + node * plan.packed1, *hx_row = kSecond ? hx + node * plan.packed1 : x_row;
   const int64_t end = part.ptr[n + 1];
   for (int64_t k = part.ptr[n]; k < end; k += kLanes<T>) {
     const int count = int(std::min<int64_t>(kLanes<T>, end - k));
@@ -195,7 +196,7 @@ void send_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeO
   }
 }
 
-// Both passes over the nodes [begin, end); make_rows() gives each thread its Rows.
+// Both passes over nodes begin .. end of the order; make_rows() gives each thread its Rows.
 template <class T, bool kSecond, class MakeRows>
 void receive_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& make_rows,
                    const EdgeOrder& order, const T* x, const T* hx, int64_t begin, int64_t end,
@@ -209,7 +210,7 @@ void receive_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& mak
       const Part part{order.dst_ptr, order.dst_edge, last};
       for (int64_t n = first; n < last; ++n) {
         receive_node<T, kSecond>(plan, t, rows, order, scratch, x, hx, part, n, sum.get());
-        unpack(plan.blocks3, sum.get(), t.out + n * plan.dim3);
+        unpack(plan.blocks3, sum.get(), t.out + order.node[n] * plan.dim3);
       }
     }
   });
@@ -228,7 +229,7 @@ void send_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& make_r
       const Part part{order.src_ptr, order.src_edge, last};
       for (int64_t n = first; n < last; ++n) {
         send_node<T, kSecond>(plan, t, rows, order, scratch, grad, x, hx, part, n, dx.get());
-        unpack(plan.blocks1, dx.get(), t.dx + n * plan.dim1);
+        unpack(plan.blocks1, dx.get(), t.dx + order.node[n] * plan.dim1);
       }
     }
     finish_streams();

@@ -58,6 +58,59 @@ def test_order_means_what_its_page_says(data):
             assert mine.tolist() == (near == n).nonzero()[:, 0].tolist()  # in the order given
 
 
+def cubes(size=8):
+    """Centres of the cubes of a grid, in random order."""
+    grid = torch.cartesian_prod(*[torch.arange(size, dtype=torch.float64)] * 3)
+    return grid[torch.randperm(size**3, generator=torch.Generator().manual_seed(0))]
+
+
+def test_nodes_follow_one_another_in_space():
+    positions = 3.5 * cubes() - 20
+    nodes = torch.arange(len(positions))
+    order = EdgeOrder(edge_order(nodes, nodes, len(nodes), positions), len(nodes), len(nodes))
+    assert torch.equal(order.place[order.node], nodes)
+    steps = positions[order.node].diff(dim=0).norm(dim=1)
+    assert torch.allclose(steps, torch.tensor(3.5).double())  # a Hilbert curve never jumps
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_the_order_of_nodes_changes_nothing_else(data):
+    nodes = data.draw(st.integers(0, 12))
+    node = st.integers(0, max(nodes - 1, 0))
+    pairs = data.draw(st.lists(st.tuples(node, node), max_size=40 if nodes else 0))
+    if data.draw(st.booleans()):
+        pairs.sort()
+    number = st.floats(allow_nan=True, allow_infinity=True)
+    places = data.draw(st.lists(st.tuples(number, number, number), min_size=nodes, max_size=nodes))
+    positions = torch.tensor(places, dtype=torch.float64).reshape(-1, 3)
+    edge_dst, edge_src = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+    got = EdgeOrder(edge_order(edge_dst, edge_src, nodes, positions), nodes, len(pairs))
+    want = EdgeOrder(reference(edge_dst, edge_src, nodes), nodes, len(pairs))
+    assert got.node.sort().values.tolist() == list(range(nodes)) == got.place[got.node].tolist()
+    for i, n in enumerate(got.node.tolist()):
+        for side in ("dst", "src"):
+            of_node = [
+                [getattr(order, f"{side}_{part}")[pointer[at] : pointer[at + 1]].tolist()
+                 for part in ("edge", "src" if side == "dst" else "dst")]
+                for order, at in ((got, i), (want, n))
+                for pointer in [getattr(order, f"{side}_ptr")]
+            ]  # fmt: skip
+            assert of_node[0] == of_node[1]
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_positions_of_another_shape_are_an_error(backend):
+    index = torch.tensor([0, 1])
+    with use_backend(backend), pytest.raises(ValueError, match=r"positions: expected shape \[N, 3"):
+        edge_order(index, index, 4, torch.zeros(3, 3))
+    if backend == "cpp":
+        with pytest.raises(RuntimeError, match="positions: expected float64"):
+            torch.ops.fastmlip.edge_order_cpu(index, index, 4, torch.zeros(4, 3))
+    positions = torch.zeros(4, 3).double()
+    torch.library.opcheck(torch.ops.fastmlip.edge_order_cpu, (index, index, 4, positions))
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_strided_indices_are_read_as_they_are(dtype):
     index = torch.tensor([[3, 9, 0, 9, 3, 9], [1, 9, 2, 9, 0, 9]], dtype=dtype)[:, ::2]

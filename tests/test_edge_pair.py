@@ -43,6 +43,14 @@ def test_a_full_list_has_each_pair_once(dtype):
     assert torch.equal(index[1, other], index[0, pair[other]])
 
 
+def test_the_order_of_nodes_does_not_matter():
+    index, vec, embedding = crystal(nodes=40)
+    positions = torch.rand(40, 3, generator=torch.Generator().manual_seed(1)).double()
+    order = ops.edge_order(index[0], index[1], 40, positions)
+    pair = ops.edge_pair(vec, embedding, order, 40)
+    assert torch.equal(pair, pairs(index, vec, embedding, 40))
+
+
 def test_equal_distances_are_not_enough():
     """Two images of one neighbour at one distance have different gradients."""
     index = torch.tensor([[0, 1], [1, 0]])

@@ -109,6 +109,25 @@ def test_kept_rows_give_what_rows_made_again_give(name, room):
         assert_close(one, other, 2)
 
 
+@pytest.mark.parametrize("name", ["deep network", "one weight, pairs", "one interval, spline"])
+def test_the_order_of_nodes_changes_no_bit(name):
+    case = OP.cases[name]
+    inputs = OP.make_inputs(case, torch.float32, nodes=40, edges=500)
+    positions = torch.rand(40, 3, generator=torch.Generator().manual_seed(1))
+    found = []
+    for where in (None, positions):
+        order = ops.edge_order(inputs.edge_dst, inputs.edge_src, 40, where)
+        leaves = [t.clone().requires_grad_() for t in inputs[:3]]
+        x, edge_attr, radial = leaves
+        operands = inputs._replace(x=x, edge_attr=edge_attr, radial=radial)
+        out = ops.radial_conv(**OP.arguments(operands, case), order=order)
+        grads = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+        found.append([out, *grads, *second])
+    for one, other in zip(*found, strict=True):
+        assert one.abs().max() > 0 and torch.equal(one, other)
+
+
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_the_slope_of_a_fine_spline_keeps_the_digits_of_float32(backend):
     """Its coefficients differ little from row to row, and their differences make the slope."""

@@ -4,8 +4,14 @@
 namespace fastmlip {
 namespace {
 
-Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t num_nodes) {
+Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t num_nodes,
+                      const std::optional<Tensor>& positions) {
   const int64_t num_edges = edge_dst.size(0);
+  if (positions) {
+    expect_shape("positions", *positions, num_nodes, 3);
+    expect(positions->scalar_type() == ScalarType::Double, "positions: expected float64");
+  }
+  const std::optional<Tensor> place = packed(positions);
   const Tensor dst = packed(edge_dst), src = packed(edge_src);
   Tensor order = empty({EdgeOrder::size(num_nodes, num_edges)}, ScalarType::Long);
   int64_t* table = order.mutable_data_ptr<int64_t>();
@@ -13,8 +19,9 @@ Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t nu
   const bool narrow = dst.scalar_type() == ScalarType::Int;
   auto fill = [&](auto index) {
     using Index = decltype(index);
-    return edge_order(dst.const_data_ptr<Index>(), src.const_data_ptr<Index>(), num_nodes,
-                      num_edges, table, &position, parallel_for, parts(num_edges / 1000, 2));
+    return edge_order(dst.const_data_ptr<Index>(), src.const_data_ptr<Index>(),
+                      place ? place->const_data_ptr<double>() : nullptr, num_nodes, num_edges,
+                      table, &position, parallel_for, parts(num_edges / 1000, 2));
   };
   const char* bad = narrow ? fill(int32_t()) : fill(int64_t());
   if (bad) {
@@ -31,7 +38,9 @@ Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t nu
 }  // namespace fastmlip
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
-  m.def("edge_order_cpu(Tensor edge_dst, Tensor edge_src, SymInt num_nodes) -> Tensor");
+  m.def(
+      "edge_order_cpu(Tensor edge_dst, Tensor edge_src, SymInt num_nodes, Tensor? positions=None) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {

@@ -1,12 +1,17 @@
 """Edges in receiver order and in sender order, as one int64 tensor.
 
-``order = [dst_ptr | src_ptr | dst_edge | dst_src | src_edge | src_dst]``, the first two of N + 1,
-the others of E entries.
+``order = [dst_ptr | src_ptr | dst_edge | dst_src | src_edge | src_dst | node | place]``, the first
+two of N + 1, the last two of N, the others of E entries.
 
-Edges ``dst_edge[dst_ptr[n] : dst_ptr[n + 1]]`` point to node n and come from the nodes ``dst_src``
-of the same range; edges ``src_edge[src_ptr[n] : src_ptr[n + 1]]`` start at node n and point to the
-nodes ``src_dst``. Within a node edges keep the order they were given in, so sums over them always
-run in the same order. Edges that are already sorted are not sorted again (C++: one linear pass).
+Edges ``dst_edge[dst_ptr[i] : dst_ptr[i + 1]]`` point to node ``node[i]`` and come from the nodes
+``dst_src`` of the same range; edges ``src_edge[src_ptr[i] : src_ptr[i + 1]]`` start at ``node[i]``
+and point to the nodes ``src_dst``; ``place[node[i]] = i``. Within a node edges keep the order they
+were given in, so sums over them always run in the same order. Edges that are already sorted are not
+sorted again (C++: one linear pass).
+
+``node[i]`` is i, or on the C++ backend, with positions, the i-th node along a Hilbert curve through
+space. Kernels walk nodes in this order: in a system larger than the caches, nodes that follow one
+another then share most of their neighbours. The order changes no bit of what they compute.
 """
 
 from __future__ import annotations
@@ -21,9 +26,9 @@ class EdgeOrder:
 
     def __init__(self, order: torch.Tensor, num_nodes: int, num_edges: int) -> None:
         nodes, edges = num_nodes + 1, num_edges
-        parts = order.split([nodes, nodes, edges, edges, edges, edges])
-        self.dst_ptr, self.src_ptr = parts[:2]
-        self.dst_edge, self.dst_src, self.src_edge, self.src_dst = parts[2:]
+        sizes = [nodes, nodes, edges, edges, edges, edges, num_nodes, num_nodes]
+        self.dst_ptr, self.src_ptr, *parts = order.split(sizes)
+        self.dst_edge, self.dst_src, self.src_edge, self.src_dst, self.node, self.place = parts
 
     def edge_dst(self) -> torch.Tensor:
         return torch.empty_like(self.src_dst).index_copy(0, self.src_edge, self.src_dst)
@@ -40,7 +45,8 @@ def reference(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) ->
     sorted_src, by_src = torch.sort(edge_src, stable=True)
     pointers = [torch.searchsorted(index, nodes) for index in (sorted_dst, sorted_src)]
     dst_src, src_dst = edge_src.index_select(0, by_dst), edge_dst.index_select(0, by_src)
-    return torch.cat([*pointers, by_dst, dst_src, by_src, src_dst])
+    own = nodes[:num_nodes]
+    return torch.cat([*pointers, by_dst, dst_src, by_src, src_dst, own, own])
 
 
 def assert_in_range(index: torch.Tensor, name: str, size: int, what: str) -> None:
@@ -55,15 +61,34 @@ def check_range(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) 
         assert_in_range(index, name, num_nodes, "x.size(0)")
 
 
-def edge_order(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) -> torch.Tensor:
-    """``[2 (N + 1) + 4 E]`` int64 table of this page, from int32 or int64 ``[E]`` indices.
+def edge_order(
+    edge_dst: torch.Tensor,
+    edge_src: torch.Tensor,
+    num_nodes: int,
+    positions: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``[4 N + 4 E + 2]`` int64 table of this page, from int32 or int64 ``[E]`` indices.
+
+    Args:
+        edge_dst: receivers ``[E]``.
+        edge_src: senders ``[E]``.
+        num_nodes: N.
+        positions: ``[N, 3]`` of one structure, in any unit, where nodes are to be walked in an
+            order near in space (those of a batch lie in one place, its own order is better).
 
     Raises:
+        ValueError: positions of another shape.
         RuntimeError: an index outside ``[0, num_nodes)``, named with its position (on a GPU
             without the position, when the device next synchronises).
     """
+    if positions is not None and (positions.dim() != 2 or positions.shape != (num_nodes, 3)):
+        raise ValueError(
+            f"positions: expected shape [N, 3] with N = {num_nodes}, got {tuple(positions.shape)}"
+        )
     if backend.choose(edge_dst) == "cpp":
-        return torch.ops.fastmlip.edge_order_cpu(edge_dst, edge_src, num_nodes)
+        if positions is not None:
+            positions = positions.detach().double()
+        return torch.ops.fastmlip.edge_order_cpu(edge_dst, edge_src, num_nodes, positions)
     check_range(edge_dst, edge_src, num_nodes)
     return reference(edge_dst, edge_src, num_nodes)
 
@@ -71,6 +96,6 @@ def edge_order(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) -
 if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::edge_order_cpu")
-    def _(edge_dst, edge_src, num_nodes):
-        size = 2 * (num_nodes + 1) + 4 * edge_dst.shape[0]
+    def _(edge_dst, edge_src, num_nodes, positions=None):
+        size = 4 * num_nodes + 4 * edge_dst.shape[0] + 2
         return edge_dst.new_empty((size,), dtype=torch.int64)

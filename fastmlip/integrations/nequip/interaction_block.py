@@ -162,7 +162,8 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
     """The radial network, tensor product and sum over edges, ``[N, irreps_mid.dim]``."""
     x, edge_index, embedding = data["node_features"], data["edge_index"], data["edge_embedding"]
     if ORDER not in data:
-        data[ORDER] = edge_order(edge_index[0], edge_index[1], x.shape[0])
+        positions = None if "batch" in data else data.get("pos")
+        data[ORDER] = edge_order(edge_index[0], edge_index[1], x.shape[0], positions)
         if block.spline is not None:
             data[RADIAL], data[FIRST_ROW] = block.spline(data["normed_edge_lengths"])
         elif "pos" in data:  # without positions, a gradient for every edge is asked for
