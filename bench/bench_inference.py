@@ -72,6 +72,7 @@ def _water():
 
 @cache
 def _frame(name):
+    set_global_state(allow_tf32=False)  # the dtype of positions
     atoms = _water() if "water" in name else _alloy(name)
     data = compute_neighborlist_(from_ase(atoms), r_max=5.0)
     types = torch.randint(0, 3, (len(atoms),), generator=torch.Generator().manual_seed(0))
@@ -150,7 +151,6 @@ def bench_inference(compare, preset, structure, who):
 def _us_per_atom(package):
     """Of every size, one after the other and that again and again, so that whatever else a machine
     does falls on all of them: the median of turns of a second or a call. For a fresh process."""
-    set_global_state(allow_tf32=False)
     model = torch._inductor.aoti_load_package(package)
     frames = {name: _frame(name) for name in SIZES}
     found = {name: [] for name in SIZES}
@@ -166,7 +166,6 @@ def _us_per_atom(package):
 
 def _kib_per_atom(package, name):
     """Peak memory of energy and forces; for a fresh process."""
-    set_global_state(allow_tf32=False)
     model, data = torch._inductor.aoti_load_package(package), _frame(name)
     _run(model, _frame(STRUCTURES[0]))
     ctypes.CDLL(None).malloc_trim(0)  # what making the neighbour list left

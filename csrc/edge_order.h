@@ -24,7 +24,7 @@ struct EdgeOrder {
         place(node + num_nodes) {}
 
   static int64_t size(int64_t num_nodes, int64_t num_edges) {
-    return 2 * (num_nodes + 1) + 4 * num_edges + 2 * num_nodes;
+    return 4 * num_nodes + 4 * num_edges + 2;
   }
 };
 

@@ -12,6 +12,7 @@ from tracing import exported_on_gpu
 from tracing import values as _values
 
 from fastmlip import backend
+from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import clebsch_gordan
 from fastmlip.testing import OPERATORS
 
@@ -56,7 +57,7 @@ def exported():
 
     def inputs():
         x, a, w, grad = (torch.empty(shape, device="cuda") for shape in shapes)
-        order = torch.empty(2 * (nodes + 1) + 4 * edges, device="cuda", dtype=torch.int64)
+        order = torch.empty(EdgeOrder.size(nodes, edges), device="cuda", dtype=torch.int64)
         return x, a, w, order, grad, torch.empty(9, device="cuda", dtype=torch.int64)
 
     return exported_on_gpu(Ladder(), inputs, (free, free, free, free, free, None))

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import TensorProductProblem
 
 EDGES_PER_NODE = 40
@@ -76,7 +77,7 @@ def _tensor_product_conv(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
     rows = partial(empty, dtype=dtype)
     x, grad = rows(NODES, problem.dim_in1), rows(NODES, problem.dim_out)
     a, w = rows(EDGES, problem.dim_in2), rows(EDGES, problem.weight_numel)
-    order = empty(2 * (NODES + 1) + 4 * EDGES, dtype=torch.int64)
+    order = empty(EdgeOrder.size(NODES, EDGES), dtype=torch.int64)
     operands = (x, a, w, order, problem)
 
     def nbytes(in1: int, edge: int, out: int, index: int = 16) -> float:

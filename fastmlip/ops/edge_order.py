@@ -30,6 +30,11 @@ class EdgeOrder:
         self.dst_ptr, self.src_ptr, *parts = order.split(sizes)
         self.dst_edge, self.dst_src, self.src_edge, self.src_dst, self.node, self.place = parts
 
+    @staticmethod
+    def size(num_nodes: int, num_edges: int) -> int:
+        """Entries of the tensor."""
+        return 4 * num_nodes + 4 * num_edges + 2
+
     def edge_dst(self) -> torch.Tensor:
         return torch.empty_like(self.src_dst).index_copy(0, self.src_edge, self.src_dst)
 
@@ -97,5 +102,5 @@ if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::edge_order_cpu")
     def _(edge_dst, edge_src, num_nodes, positions=None):
-        size = 4 * num_nodes + 4 * edge_dst.shape[0] + 2
+        size = EdgeOrder.size(num_nodes, edge_dst.shape[0])
         return edge_dst.new_empty((size,), dtype=torch.int64)

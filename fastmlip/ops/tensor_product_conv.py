@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from fastmlip import backend
-from fastmlip.ops.edge_order import check_range, edge_order
+from fastmlip.ops.edge_order import EdgeOrder, check_range, edge_order
 from fastmlip.ops.ladder import Rung, ladder
 from fastmlip.problem import TensorProductProblem
 
@@ -84,7 +84,7 @@ def tensor_product_conv(
         tables = problem.tables().to(x.device)
     if order is None:
         order = edge_order(edge_dst, edge_src, x.shape[0])
-    elif order.shape != (2 * (x.shape[0] + 1) + 4 * edge_dst.shape[0],):
+    elif order.shape != (EdgeOrder.size(x.shape[0], edge_dst.shape[0]),):
         raise ValueError(f"order: not the edge_order of these edges, got {tuple(order.shape)}")
     operands = (x, edge_attr, edge_weight, order, tables)
     if which == "cpp":
