@@ -141,7 +141,7 @@ def bench_inference(compare, preset, structure, who):
     error = (run(model, data)["forces"] - want).abs().max()
     assert error <= 1e-5 * max(1.0, want.abs().max())
     compare(
-        who, lambda: run(model, data), f"NequIP {preset} inference, {structure}", rounds=9,
+        who, lambda: run(model, data), f"NequIP {preset} inference, {structure}", rounds=100,
         case=preset, what=f"energy+forces, {structure}", size=("atoms", _atoms(data)),
         **_work(preset, WHO[who], structure),
         max_force_error=float(error), note=f"max |dF| {error:.1e}",
