@@ -10,6 +10,7 @@ from nequip_cases import build, rattled
 import fastmlip
 from fastmlip import ops
 from fastmlip.integrations.nequip import edge_embedding, interaction_block, per_type_scale_shift
+from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import Path, clebsch_gordan
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
@@ -85,17 +86,17 @@ def missing_number_of_neighbours(patch):
 
 def swapped_index(patch):
     run = interaction_block.edge_order
-    patch.setattr(interaction_block, "edge_order", lambda dst, src, nodes: run(src, dst, nodes))
+    patch.setattr(interaction_block, "edge_order", lambda dst, src, *more: run(src, dst, *more))
 
 
 def unsorted_taken_as_sorted(patch):
     right = interaction_block.edge_order
 
-    def order(edge_dst, edge_src, nodes):
+    def order(edge_dst, edge_src, nodes, positions):
         table = right(edge_dst, edge_src, nodes).clone()
-        parts = table.split([nodes + 1] * 2 + [len(edge_dst)] * 4)
-        parts[2].copy_(torch.arange(len(edge_dst)))
-        parts[3].copy_(edge_src)
+        parts = EdgeOrder(table, nodes, len(edge_dst))
+        parts.dst_edge.copy_(torch.arange(len(edge_dst)))
+        parts.dst_src.copy_(edge_src)
         return table
 
     patch.setattr(interaction_block, "edge_order", order)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastmlip import nn, ops, use_backend
+from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.testing import OPERATORS, make_inputs
 
 OP = OPERATORS["tensor_product_conv"]
@@ -112,7 +113,7 @@ def _raw(changes):
 
 RAW_BAD = {
     "an order of other edges": {"order": torch.zeros(11, dtype=torch.int64)},
-    "an order in int32": {"order": torch.zeros(232, dtype=torch.int32)},
+    "an order in int32": {"order": torch.zeros(EdgeOrder.size(3, 56), dtype=torch.int32)},
     "x of another width": {"x": torch.zeros(3, 5)},
     "edge_attr of another width": {"a": torch.zeros(56, 1)},
     "edge_weight of another width": {"w": torch.zeros(56, 1)},
