@@ -50,7 +50,7 @@ def reference(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) ->
     sorted_src, by_src = torch.sort(edge_src, stable=True)
     pointers = [torch.searchsorted(index, nodes) for index in (sorted_dst, sorted_src)]
     dst_src, src_dst = edge_src.index_select(0, by_dst), edge_dst.index_select(0, by_src)
-    own = nodes[:num_nodes]
+    own = nodes.narrow(0, 0, num_nodes)
     return torch.cat([*pointers, by_dst, dst_src, by_src, src_dst, own, own])
 
 
