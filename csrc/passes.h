@@ -77,8 +77,8 @@ struct Part {
 // Scratch of one thread: everything a group points to that is not a tensor.
 template <class T>
 struct Scratch {
-  Buffer<Vec<T>> attr, attr2, matrix, matrix2, q, da;
-  Buffer<T> sums;
+  Buffer<Vec<T>> attr, attr2, matrix, matrix2;
+  Buffer<Short<T>> q, da, sums;
   Group<T> group{};
 
   explicit Scratch(const Plan<T>& plan)
@@ -86,9 +86,9 @@ struct Scratch {
         attr2(allocate<Vec<T>>(plan.dim2)),
         matrix(zeros<Vec<T>>(plan.matrix_entries)),
         matrix2(zeros<Vec<T>>(plan.matrix_entries)),
-        q(zeros<Vec<T>>(kStep * plan.max_matrix())),
-        da(allocate<Vec<T>>(kDaRows<T> * plan.dim2)),
-        sums(allocate<T>(kDaRows<T> * plan.dim2)) {
+        q(zeros<Short<T>>(kStep * plan.max_matrix())),
+        da(allocate<Short<T>>(kDaRows<T> * plan.dim2)),
+        sums(allocate<Short<T>>(kDaRows<T> * plan.dim2 / kShortLanes<T>)) {
     group.q = q.get();
     group.da = da.get();
   }
@@ -183,16 +183,17 @@ void send_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeO
     rows.prepare(part, n, k);
     scratch.template fill<kSecond>(plan, t, rows, k, edges, order.src_dst + k, count,
                                    rows.end(order.num_edges) - k, grad, nullptr, plan.packed3);
-    std::fill_n(scratch.group.da, round_up(count, kStep) * plan.dim2, Vec<T>{});
+    std::fill_n(scratch.group.da, round_up(count, kStep) * plan.dim2, Short<T>{});
     for (const PlanPath<T>& path : plan.paths) {
       scratch.at(path);
       send<T, kSecond>(path, scratch.group, x_row, hx_row, dx, plan.dim2);
     }
     rows.finish(k, count);
-    for (int i = 0; i < count * plan.dim2; i += kLanes<T>)
-      store(scratch.sums.get() + i, sum_each<T>(scratch.group.da + i, 1));
+    for (int i = 0; i * kShortLanes<T> < count * plan.dim2; ++i)
+      scratch.sums[i] = sum_each<T>(scratch.group.da + i * kShortLanes<T>, 1);
+    const T* sums = reinterpret_cast<const T*>(scratch.sums.get());
     for (int e = 0; e < count; ++e)
-      std::copy_n(scratch.sums.get() + e * plan.dim2, plan.dim2, t.da + edges[e] * plan.dim2);
+      std::copy_n(sums + e * plan.dim2, plan.dim2, t.da + edges[e] * plan.dim2);
   }
 }
 

@@ -17,8 +17,8 @@ struct Group {
   T* dw[kLanes<T>];                                 // rows of its gradient
   const T *far[kLanes<T>], *far2[kLanes<T>];        // packed rows of the other node: x, hx or grad
   const T *matrix, *matrix2;                        // M, M' of the path at hand: [d1 * d3][lane]
-  Vec<T>* q;                                        // Q of kStep edges: [kStep][d1 * d3]
-  Vec<T>* da;                                       // [lane][dim2], not yet summed over lanes
+  Short<T>* q;                                      // Q of kStep edges: [kStep][d1 * d3]
+  Short<T>* da;                                     // [edge][dim2], not yet summed over lanes
 };
 
 // Fetches the path's share of the row that follows in the next group at the place of edge e.
@@ -160,7 +160,7 @@ FASTMLIP_INLINE inline void weighted(int d1, const T* x, const T* hx, int padded
 // dx and dw of one edge from y[m1] = sum_m3 M[m1, m3] g[m3], and Q where registers hold it.
 template <class T, int D1, int D3, bool kSecond>
 void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, const T* hx, T* dx,
-               Vec<T>* to) {
+               Short<T>* to) {
   constexpr bool holds_q = kHoldsQ<D1, D3, kSecond>;
   constexpr int L = kLanes<T>, S = kSize<D1>, kQ = holds_q ? D1 * D3 : 1;
   constexpr int vectors =
@@ -222,13 +222,13 @@ void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, c
       write_some(dw_row + u + v * L, dw, left, stream);
     });
   });
-  if constexpr (holds_q) unroll<kQ>(kQ, [&](int i) FASTMLIP_INLINE { to[i] = q[i]; });
+  if constexpr (holds_q) unroll<kQ>(kQ, [&](int i) FASTMLIP_INLINE { to[i] = shorten<T>(q[i]); });
 }
 
 // Columns [first, first + C) of m1 of Q of one edge, so that C * d3 sums fit the registers.
 template <class T, int C, int D3, bool kSecond>
 void send_columns(const PlanPath<T>& p, const Group<T>& group, int e, int first, const T* x,
-                  const T* hx, Vec<T>* to) {
+                  const T* hx, Short<T>* to) {
   constexpr int S = kSize<D3>;
   const int d3 = D3 ? D3 : p.d3, padded = p.padded;
   const T *grad = group.far[e] + p.out, *w_row = group.w[e] + p.weight,
@@ -246,7 +246,7 @@ void send_columns(const PlanPath<T>& p, const Group<T>& group, int e, int first,
   });
   to += first * d3;
   unroll<C>(C, [&](int c) FASTMLIP_INLINE {
-    unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE { to[c * d3 + m3] = q[c * S + m3]; });
+    unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE { to[c * d3 + m3] = shorten<T>(q[c * S + m3]); });
   });
 }
 
@@ -254,16 +254,16 @@ void send_columns(const PlanPath<T>& p, const Group<T>& group, int e, int first,
 constexpr int kStep = 4;
 
 template <class T>
-[[gnu::noinline]] void contract_q(const PlanPath<T>& p, const Vec<T>* q, Vec<T>* da, int dim2) {
+[[gnu::noinline]] void contract_q(const PlanPath<T>& p, const Short<T>* q, Short<T>* da, int dim2) {
   const int entries = p.d1 * p.d3;
   const CgTerm<T>*term = p.terms.data(), *end = term + p.terms.size();
   while (term != end) {
     const int m2 = term->m2;
-    Vec<T> sum[kStep];
+    Short<T> sum[kStep];
     unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { sum[e] = da[e * dim2 + m2]; });
     do {
       const T value = term->value;
-      const Vec<T>* from = q + term->index;
+      const Short<T>* from = q + term->index;
       unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { sum[e] += value * from[e * entries]; });
     } while (++term != end && term->m2 == m2);
     unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { da[e * dim2 + m2] = sum[e]; });
@@ -282,7 +282,7 @@ template <class T, int D1, int D3, bool kSecond>
   for (int begin = 0; begin < group.count; begin += kStep) {
     const int end = std::min(begin + kStep, group.count);
     for (int e = begin; e < end; ++e) {
-      Vec<T>* q = group.q + (e - begin) * p.d1 * p.d3;
+      Short<T>* q = group.q + (e - begin) * p.d1 * p.d3;
       send_rows<T, D1, D3, kSecond>(p, group, e, x, hx, dx, q);
       if constexpr (kHoldsQ<D1, D3, kSecond>) continue;
       int first = 0;
@@ -339,7 +339,7 @@ template <class T, int D, bool kSecond>
       });
     });
     for (int v = 1; v < wide(2); ++v) q[0] += q[v];
-    group.da[e * dim2 + p.terms[0].m2] += coefficient * q[0];
+    group.da[e * dim2 + p.terms[0].m2] += coefficient * shorten<T>(q[0]);
   }
 }
 

@@ -25,16 +25,38 @@
 
 namespace fastmlip::FASTMLIP_ISA {
 
-template <class T>
+template <class T, int Bytes = FASTMLIP_VECTOR_BYTES>
 struct Simd {
-  typedef T Vec __attribute__((vector_size(FASTMLIP_VECTOR_BYTES)));
-  static constexpr int lanes = FASTMLIP_VECTOR_BYTES / sizeof(T);
+  typedef T Vec __attribute__((vector_size(Bytes)));
+  static constexpr int lanes = Bytes / sizeof(T);
 };
 
 template <class T>
 using Vec = typename Simd<T>::Vec;
 template <class T>
 inline constexpr int kLanes = Simd<T>::lanes;
+
+// What is left of a vector whose lanes will be added up: half of 64 bytes, which many processors
+// work on, and store, in two steps.
+inline constexpr int kShortBytes = FASTMLIP_VECTOR_BYTES == 64 ? 32 : FASTMLIP_VECTOR_BYTES;
+template <class T>
+using Short = typename Simd<T, kShortBytes>::Vec;
+template <class T>
+inline constexpr int kShortLanes = Simd<T, kShortBytes>::lanes;
+
+template <class T>
+inline Short<T> shorten(Vec<T> v) {
+  Short<T> parts[kLanes<T> / kShortLanes<T>];
+#if defined(__AVX512F__)
+  const __m512d all = (__m512d)v;
+  parts[0] = (Short<T>)_mm512_castpd512_pd256(all);
+  parts[1] = (Short<T>)_mm512_maskz_extractf64x4_pd(0xff, all, 1);
+#else
+  std::memcpy(parts, &v, sizeof(v));
+#endif
+  if constexpr (sizeof(v) == sizeof(parts[0])) return parts[0];
+  return parts[0] + parts[sizeof(v) / sizeof(parts[0]) - 1];
+}
 
 template <class T>
 inline Vec<T> load(const T* from) {
@@ -136,31 +158,32 @@ inline void finish_streams() {
 
 // One halving step of sum_each: where segments of `Segment` lanes of a and of b each stand for one
 // sum, the result holds both, a segment of a and a segment of b in turn, folded to half the length.
-template <class T, int Segment, int... I>
-inline Vec<T> fold(Vec<T> a, Vec<T> b, std::integer_sequence<int, I...>) {
+template <class T, int Segment, int... I, class V>
+inline V fold(V a, V b, std::integer_sequence<int, I...>) {
   using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  typedef Index Mask __attribute__((vector_size(FASTMLIP_VECTOR_BYTES)));
-  constexpr int half = Segment / 2, lanes = kLanes<T>;
+  typedef Index Mask __attribute__((vector_size(sizeof(V))));
+  constexpr int half = Segment / 2, lanes = sizeof...(I);
   constexpr Mask low = {(I / half % 2 * lanes + I / Segment * Segment + I % half)...};
   return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + half);
 }
 
-template <class T, int Segment>
-inline void fold_all(Vec<T>* v) {
+template <class T, int Segment, class V>
+inline void fold_all(V* v) {
   if constexpr (Segment > 1) {
-    constexpr int half = Segment / 2;
+    constexpr int half = Segment / 2, lanes = sizeof(V) / sizeof(T);
     for (int i = 0; i < half; ++i)
-      v[i] = fold<T, Segment>(v[i], v[i + half], std::make_integer_sequence<int, kLanes<T>>{});
+      v[i] = fold<T, Segment>(v[i], v[i + half], std::make_integer_sequence<int, lanes>{});
     fold_all<T, half>(v);
   }
 }
 
-// Lane i of the result is the sum over the lanes of from[i * stride], for i in 0 .. kLanes - 1.
-template <class T>
-inline Vec<T> sum_each(const Vec<T>* from, int64_t stride) {
-  Vec<T> v[kLanes<T>];
-  for (int i = 0; i < kLanes<T>; ++i) v[i] = from[i * stride];
-  fold_all<T, kLanes<T>>(v);
+// Lane i of the result is the sum over the lanes of from[i * stride], one i for each lane.
+template <class T, class V>
+inline V sum_each(const V* from, int64_t stride) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  V v[lanes];
+  for (int i = 0; i < lanes; ++i) v[i] = from[i * stride];
+  fold_all<T, lanes>(v);
   return v[0];
 }
 
