@@ -86,10 +86,11 @@ struct Scratch {
         attr2(allocate<Vec<T>>(plan.dim2)),
         matrix(zeros<Vec<T>>(plan.matrix_entries)),
         matrix2(zeros<Vec<T>>(plan.matrix_entries)),
-        q(zeros<Short<T>>(kStep * plan.max_matrix())),
+        q(zeros<Short<T>>(kStep * plan.matrix_entries)),
         da(allocate<Short<T>>(kDaRows<T> * plan.dim2)),
         sums(allocate<Short<T>>(kDaRows<T> * plan.dim2 / kShortLanes<T>)) {
     group.q = q.get();
+    group.entries = plan.matrix_entries;
     group.da = da.get();
   }
 
@@ -183,10 +184,16 @@ void send_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeO
     rows.prepare(part, n, k);
     scratch.template fill<kSecond>(plan, t, rows, k, edges, order.src_dst + k, count,
                                    rows.end(order.num_edges) - k, grad, nullptr, plan.packed3);
-    std::fill_n(scratch.group.da, round_up(count, kStep) * plan.dim2, Short<T>{});
-    for (const PlanPath<T>& path : plan.paths) {
-      scratch.at(path);
-      send<T, kSecond>(path, scratch.group, x_row, hx_row, dx, plan.dim2);
+    Group<T>& group = scratch.group;
+    for (group.begin = 0; group.begin < count; group.begin = group.end) {
+      group.end = std::min(group.begin + kStep, count);
+      for (const PlanPath<T>& path : plan.paths) {
+        scratch.at(path);
+        const bool last = &path == &plan.paths.back() && group.end < count;
+        group.soon = group.far[last ? group.end : group.begin] + path.next_out;
+        send<T, kSecond>(path, group, x_row, hx_row, dx);
+      }
+      contract_q(plan, group.q, group.da + group.begin * plan.dim2);
     }
     rows.finish(k, count);
     for (int i = 0; i * kShortLanes<T> < count * plan.dim2; ++i)

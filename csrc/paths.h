@@ -17,8 +17,11 @@ struct Group {
   T* dw[kLanes<T>];                                 // rows of its gradient
   const T *far[kLanes<T>], *far2[kLanes<T>];        // packed rows of the other node: x, hx or grad
   const T *matrix, *matrix2;                        // M, M' of the path at hand: [d1 * d3][lane]
-  Short<T>* q;                                      // Q of kStep edges: [kStep][d1 * d3]
-  Short<T>* da;                                     // [edge][dim2], not yet summed over lanes
+  int begin, end;                                   // of them those that send() is to take
+  const T* soon;                                    // what it will read next of far
+  Short<T>* q;                                      // Q of these, of all paths: [kStep][entries]
+  int entries;
+  Short<T>* da;  // [edge][dim2], not yet summed over lanes
 };
 
 // Fetches the path's share of the row that follows in the next group at the place of edge e.
@@ -168,7 +171,7 @@ void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, c
   const int d1 = D1 ? D1 : p.d1, d3 = D3 ? D3 : p.d3, padded = p.padded;
   const T *matrix = group.matrix + e, *matrix2 = group.matrix2 + e;
   const T* grad = group.far[e] + p.out;
-  const T* soon = e + 1 < group.count ? group.far[e + 1] + p.out : group.far[0] + p.next_out;
+  const T* soon = e + 1 < group.end ? group.far[e + 1] + p.out : group.soon;
   const T *w_row = group.w[e] + p.weight, *hw_row = group.hw[e] + p.weight;
   T* dw_row = group.dw[e] + p.weight;
   const bool stream = group.stream && can_stream(dw_row);
@@ -254,62 +257,56 @@ void send_columns(const PlanPath<T>& p, const Group<T>& group, int e, int first,
 constexpr int kStep = 4;
 
 template <class T>
-[[gnu::noinline]] void contract_q(const PlanPath<T>& p, const Short<T>* q, Short<T>* da, int dim2) {
-  const int entries = p.d1 * p.d3;
-  const CgTerm<T>*term = p.terms.data(), *end = term + p.terms.size();
-  while (term != end) {
-    const int m2 = term->m2;
-    Short<T> sum[kStep];
-    unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { sum[e] = da[e * dim2 + m2]; });
-    do {
+[[gnu::noinline]] void contract_q(const Plan<T>& plan, const Short<T>* q, Short<T>* da) {
+  const int entries = plan.matrix_entries, dim2 = plan.dim2;
+  const CgTerm<T>*term = plan.by_m2.data(), *end = term + plan.by_m2.size();
+  for (int m2 = 0; m2 < dim2; ++m2) {
+    Short<T> sum[kStep] = {};
+    for (; term != end && term->m2 == m2; ++term) {
       const T value = term->value;
       const Short<T>* from = q + term->index;
       unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { sum[e] += value * from[e * entries]; });
-    } while (++term != end && term->m2 == m2);
+    }
     unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { da[e * dim2 + m2] = sum[e]; });
   }
 }
 
 template <class T, int D1, int D3, bool kSecond>
 [[gnu::noinline]] void send_path(const PlanPath<T>& p, const Group<T>& group, const T* x,
-                                 const T* hx, T* dx, int dim2) {
+                                 const T* hx, T* dx) {
   constexpr int columns = !D1 || !D3 ? 1 : std::clamp((kRegisters - 2) / (D3 + 1), 1, D1);
   constexpr int rest = D1 ? D1 % columns : 0;
   const int d1 = D1 ? D1 : p.d1;
   x += p.in1;
   hx += p.in1;
   dx += p.in1;
-  for (int begin = 0; begin < group.count; begin += kStep) {
-    const int end = std::min(begin + kStep, group.count);
-    for (int e = begin; e < end; ++e) {
-      Short<T>* q = group.q + (e - begin) * p.d1 * p.d3;
-      send_rows<T, D1, D3, kSecond>(p, group, e, x, hx, dx, q);
-      if constexpr (kHoldsQ<D1, D3, kSecond>) continue;
-      int first = 0;
-      for (; first + columns <= d1; first += columns)
-        send_columns<T, columns, D3, kSecond>(p, group, e, first, x, hx, q);
-      if constexpr (rest > 0) send_columns<T, rest, D3, kSecond>(p, group, e, first, x, hx, q);
-    }
-    contract_q(p, group.q, group.da + begin * dim2, dim2);
+  Short<T>* q = group.q + p.matrix;
+  for (int e = group.begin; e < group.end; ++e, q += group.entries) {
+    send_rows<T, D1, D3, kSecond>(p, group, e, x, hx, dx, q);
+    if constexpr (kHoldsQ<D1, D3, kSecond>) continue;
+    int first = 0;
+    for (; first + columns <= d1; first += columns)
+      send_columns<T, columns, D3, kSecond>(p, group, e, first, x, hx, q);
+    if constexpr (rest > 0) send_columns<T, rest, D3, kSecond>(p, group, e, first, x, hx, q);
   }
 }
 
 template <class T, int D, bool kSecond>
 [[gnu::noinline]] void send_scalar_path(const PlanPath<T>& p, const Group<T>& group, const T* x,
-                                        const T* hx, T* dx, int dim2) {
+                                        const T* hx, T* dx) {
   constexpr int L = kLanes<T>;
   const int d = D ? D : p.d1, padded = p.padded;
-  const T coefficient = p.terms[0].value;
   x += p.in1;
   hx += p.in1;
   dx += p.in1;
-  for (int e = 0; e < group.count; ++e) {
+  Short<T>* to = group.q + p.matrix;
+  for (int e = group.begin; e < group.end; ++e, to += group.entries) {
     const T *grad = group.far[e] + p.out, scale = group.matrix[e],
             scale2 = kSecond ? group.matrix2[e] : T(0);
     const T *w_row = group.w[e] + p.weight, *hw_row = group.hw[e] + p.weight;
     T* dw_row = group.dw[e] + p.weight;
     const bool stream = group.stream && can_stream(dw_row);
-    const T* soon = e + 1 < group.count ? group.far[e + 1] + p.out : group.far[0] + p.next_out;
+    const T* soon = e + 1 < group.end ? group.far[e + 1] + p.out : group.soon;
     fetch_next<T, kSecond>(p, group, e);
     Vec<T> q[wide(2)] = {};  // several, so that their additions need not wait for each other
     for_channels<T, wide(2)>(p.mul, [&](auto W, int u, int left) FASTMLIP_INLINE {
@@ -339,7 +336,7 @@ template <class T, int D, bool kSecond>
       });
     });
     for (int v = 1; v < wide(2); ++v) q[0] += q[v];
-    group.da[e * dim2 + p.terms[0].m2] += coefficient * shorten<T>(q[0]);
+    *to = shorten<T>(q[0]);
   }
 }
 
@@ -358,14 +355,13 @@ void receive(const PlanPath<T>& p, const Group<T>& group, T* out) {
 }
 
 template <class T, bool kSecond>
-void send(const PlanPath<T>& p, const Group<T>& group, const T* x, const T* hx, T* dx, int dim2) {
+void send(const PlanPath<T>& p, const Group<T>& group, const T* x, const T* hx, T* dx) {
   if (p.d2 == 1)
-    return with_dim(p.d1,
-                    [&](auto D) { send_scalar_path<T, D, kSecond>(p, group, x, hx, dx, dim2); });
+    return with_dim(p.d1, [&](auto D) { send_scalar_path<T, D, kSecond>(p, group, x, hx, dx); });
   with_dim(p.d1, [&](auto D1) {
     with_dim(p.d3, [&](auto D3) {
       constexpr bool known = D1 && D3;
-      send_path<T, known ? D1 : 0, known ? D3 : 0, kSecond>(p, group, x, hx, dx, dim2);
+      send_path<T, known ? D1 : 0, known ? D3 : 0, kSecond>(p, group, x, hx, dx);
     });
   });
 }

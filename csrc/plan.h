@@ -25,10 +25,9 @@ struct CgTerm {
 template <class T>
 struct PlanPath {
   int mul, padded, d1, d2, d3, in1, out, weight;  // in1, out: offsets in packed rows
-  int matrix;                         // where in the matrices of all paths its entries begin
-  std::vector<CgTerm<T>> terms = {};  // index = m1 * d3 + m3; sorted by m2
-  int next_out = 0;                   // of the path that follows
-  int fetch = 0, fetch_end = 0;       // columns of a later row to prefetch meanwhile
+  int matrix;                    // where in the matrices of all paths its entries begin
+  int next_out = 0;              // of the path that follows, of the last the first
+  int fetch = 0, fetch_end = 0;  // columns of a later row to prefetch meanwhile
 };
 
 struct PackedBlock {
@@ -42,9 +41,9 @@ struct Plan {
   std::vector<PackedBlock> blocks1, blocks3;
   std::vector<PlanPath<T>> paths;
   // The matrices of all paths, [d1 * d3] of each, or one number where l2 = 0: a term of each entry
-  // that is not zero, and further ones.
+  // that is not zero, and further ones; and all of them, by m2.
   int matrix_entries = 0;
-  std::vector<CgTerm<T>> set, add;
+  std::vector<CgTerm<T>> set, add, by_m2;
 
   explicit Plan(const int64_t* tables) {
     const auto& header = *reinterpret_cast<const Header*>(tables);
@@ -64,32 +63,27 @@ struct Plan {
                        int(row.d3),   in.packed_offset, out.packed_offset, int(row.weight_offset),
                        matrix_entries};
       matrix_entries += path.d2 == 1 ? 1 : path.d1 * path.d3;
-      for (const CgRow* term = cg + row.cg_begin; term != cg + row.cg_end; ++term) {
-        double value;
-        std::memcpy(&value, &term->value_bits, sizeof(value));
-        path.terms.push_back(
-            {int(row.in2_offset + term->m2), int(term->m1 * row.d3 + term->m3), T(value)});
-      }
-      add_matrix(path);
-      std::stable_sort(path.terms.begin(), path.terms.end(),
-                       [](const auto& a, const auto& b) { return a.m2 < b.m2; });
-      paths.push_back(std::move(path));
+      add_matrix(row, path.matrix, cg);
+      paths.push_back(path);
     }
+    by_m2 = set;
+    by_m2.insert(by_m2.end(), add.begin(), add.end());
+    std::sort(by_m2.begin(), by_m2.end(), [](const auto& a, const auto& b) {
+      return std::pair(a.m2, a.index) < std::pair(b.m2, b.index);
+    });
     share_prefetches();
   }
 
-  int max_matrix() const {
-    int most = 1;
-    for (const PlanPath<T>& path : paths) most = std::max(most, path.d1 * path.d3);
-    return most;
-  }
-
-  void add_matrix(const PlanPath<T>& path) {
-    std::vector<bool> seen(path.d1 * path.d3);
-    for (const CgTerm<T>& term : path.terms) {
-      if (path.d2 == 1 && term.index > 0) continue;  // the unit matrix
-      (seen[term.index] ? add : set).push_back({term.m2, path.matrix + term.index, term.value});
-      seen[term.index] = true;
+  void add_matrix(const PathRow& row, int matrix, const CgRow* cg) {
+    std::vector<bool> seen(row.d1 * row.d3);
+    for (const CgRow* term = cg + row.cg_begin; term != cg + row.cg_end; ++term) {
+      const int entry = int(term->m1 * row.d3 + term->m3);
+      if (row.d2 == 1 && entry > 0) continue;  // the unit matrix
+      double value;
+      std::memcpy(&value, &term->value_bits, sizeof(value));
+      (seen[entry] ? add : set)
+          .push_back({int(row.in2_offset + term->m2), matrix + entry, T(value)});
+      seen[entry] = true;
     }
   }
 
@@ -109,7 +103,7 @@ struct Plan {
       paths[i].fetch = column;
       column = int(last ? weight_numel : weight_numel * done / total / line * line);
       paths[i].fetch_end = column;
-      paths[i].next_out = paths[last ? i : i + 1].out;
+      paths[i].next_out = paths[last ? 0 : i + 1].out;
     }
   }
 

@@ -46,16 +46,15 @@ inline constexpr int kShortLanes = Simd<T, kShortBytes>::lanes;
 
 template <class T>
 inline Short<T> shorten(Vec<T> v) {
-  Short<T> parts[kLanes<T> / kShortLanes<T>];
+  Short<T> low, high;
+  std::memcpy(&low, &v, sizeof(low));
+  if (sizeof(low) == sizeof(v)) return low;
 #if defined(__AVX512F__)
-  const __m512d all = (__m512d)v;
-  parts[0] = (Short<T>)_mm512_castpd512_pd256(all);
-  parts[1] = (Short<T>)_mm512_maskz_extractf64x4_pd(0xff, all, 1);
+  high = (Short<T>)_mm512_maskz_extractf64x4_pd(0xff, (__m512d)v, 1);
 #else
-  std::memcpy(parts, &v, sizeof(v));
+  std::memcpy(&high, reinterpret_cast<char*>(&v + 1) - sizeof(high), sizeof(high));
 #endif
-  if constexpr (sizeof(v) == sizeof(parts[0])) return parts[0];
-  return parts[0] + parts[sizeof(v) / sizeof(parts[0]) - 1];
+  return low + high;
 }
 
 template <class T>
