@@ -58,7 +58,7 @@ constexpr int wide(int each, int others = 1) {
 // Whether vector v of several begins a cache line, for prefetches.
 constexpr bool begins_line(int v) { return v * FASTMLIP_VECTOR_BYTES % 64 == 0; }
 
-template <class T, int D1, int D3, bool kSecond>
+template <class T, int D1, int D3, bool kSparse, bool kSecond>
 [[gnu::noinline]] void receive_path(const PlanPath<T>& p, const Group<T>& group, T* out) {
   constexpr int L = kLanes<T>, S = kSize<D3>;
   const int d1 = D1 ? D1 : p.d1, d3 = D3 ? D3 : p.d3, padded = p.padded, count = group.count;
@@ -90,6 +90,7 @@ template <class T, int D1, int D3, bool kSecond>
               if (kSecond) a[v] = w[v] * load(hx + m1 * padded + v * L) + hw[v] * xm;
             });
             unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE {
+              if (kSparse && !selected(D1, D3, m1, m3)) return;
               const Vec<T> m = broadcast<T>(matrix[(m1 * d3 + m3) * L]);
               unroll<W>(W, [&](int v) FASTMLIP_INLINE { sum[v * S + m3] += m * a[v]; });
               if (kSecond) {
@@ -161,7 +162,7 @@ FASTMLIP_INLINE inline void weighted(int d1, const T* x, const T* hx, int padded
 }
 
 // dx and dw of one edge from y[m1] = sum_m3 M[m1, m3] g[m3], and Q where registers hold it.
-template <class T, int D1, int D3, bool kSecond>
+template <class T, int D1, int D3, bool kSparse, bool kSecond>
 void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, const T* hx, T* dx,
                Short<T>* to) {
   constexpr bool holds_q = kHoldsQ<D1, D3, kSecond>;
@@ -193,6 +194,7 @@ void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, c
         if (begins_line(v)) prefetch_soon(soon + at);
       });
       unroll<D1>(d1, [&](int m1) FASTMLIP_INLINE {
+        if (kSparse && !selected(D1, D3, m1, m3)) return;
         const int at = (m1 * d3 + m3) * L;
         const Vec<T> m = broadcast<T>(matrix[at]);
         unroll<W>(W, [&](int v) FASTMLIP_INLINE { y[v * S + m1] += m * g[v]; });
@@ -271,7 +273,7 @@ template <class T>
   }
 }
 
-template <class T, int D1, int D3, bool kSecond>
+template <class T, int D1, int D3, bool kSparse, bool kSecond>
 [[gnu::noinline]] void send_path(const PlanPath<T>& p, const Group<T>& group, const T* x,
                                  const T* hx, T* dx) {
   constexpr int columns = !D1 || !D3 ? 1 : std::clamp((kRegisters - 2) / (D3 + 1), 1, D1);
@@ -282,7 +284,7 @@ template <class T, int D1, int D3, bool kSecond>
   dx += p.in1;
   Short<T>* q = group.q + p.matrix;
   for (int e = group.begin; e < group.end; ++e, q += group.entries) {
-    send_rows<T, D1, D3, kSecond>(p, group, e, x, hx, dx, q);
+    send_rows<T, D1, D3, kSparse, kSecond>(p, group, e, x, hx, dx, q);
     if constexpr (kHoldsQ<D1, D3, kSecond>) continue;
     int first = 0;
     for (; first + columns <= d1; first += columns)
@@ -342,15 +344,27 @@ template <class T, int D, bool kSecond>
 
 // ------------------------------------------------------------------ dispatch on dimensions
 
+// f(d1, d3, whether to skip entries of M that are not selected()), as constants.
+template <class T, class F>
+void with_dims(const PlanPath<T>& p, const F& f) {
+  with_dim(p.d1, [&](auto D1) {
+    with_dim(p.d3, [&](auto D3) {
+      constexpr int d1 = D1, d3 = D3;
+      using Known1 = std::integral_constant<int, d3 ? d1 : 0>;
+      using Known3 = std::integral_constant<int, d1 ? d3 : 0>;
+      if constexpr (d1 > 1 && d3 > 1 && d1 != d3 && d1 + d3 <= 12)
+        if (p.sparse) return f(Known1{}, Known3{}, std::true_type{});
+      f(Known1{}, Known3{}, std::false_type{});
+    });
+  });
+}
+
 template <class T, bool kSecond>
 void receive(const PlanPath<T>& p, const Group<T>& group, T* out) {
   if (p.d2 == 1)
     return with_dim(p.d1, [&](auto D) { receive_scalar_path<T, D, kSecond>(p, group, out); });
-  with_dim(p.d1, [&](auto D1) {
-    with_dim(p.d3, [&](auto D3) {
-      constexpr bool known = D1 && D3;
-      receive_path<T, known ? D1 : 0, known ? D3 : 0, kSecond>(p, group, out);
-    });
+  with_dims(p, [&](auto D1, auto D3, auto Sparse) {
+    receive_path<T, D1, D3, Sparse, kSecond>(p, group, out);
   });
 }
 
@@ -358,11 +372,8 @@ template <class T, bool kSecond>
 void send(const PlanPath<T>& p, const Group<T>& group, const T* x, const T* hx, T* dx) {
   if (p.d2 == 1)
     return with_dim(p.d1, [&](auto D) { send_scalar_path<T, D, kSecond>(p, group, x, hx, dx); });
-  with_dim(p.d1, [&](auto D1) {
-    with_dim(p.d3, [&](auto D3) {
-      constexpr bool known = D1 && D3;
-      send_path<T, known ? D1 : 0, known ? D3 : 0, kSecond>(p, group, x, hx, dx);
-    });
+  with_dims(p, [&](auto D1, auto D3, auto Sparse) {
+    send_path<T, D1, D3, Sparse, kSecond>(p, group, x, hx, dx);
   });
 }
 

@@ -22,10 +22,21 @@ struct CgTerm {
   T value;
 };
 
+// Whether entry (m1, m3) of M can be other than zero in a path of the smallest l2, |l1 - l3|: in
+// real spherical harmonics m2 = +-m1 +-m3, below zero where one of m1, m3 is.
+constexpr bool selected(int d1, int d3, int m1, int m3) {
+  const int l2 = (d1 > d3 ? d1 - d3 : d3 - d1) / 2;
+  m1 -= d1 / 2, m3 -= d3 / 2;
+  const bool negative = (m1 < 0) != (m3 < 0);
+  const int a = m1 < 0 ? -m1 : m1, b = m3 < 0 ? -m3 : m3, least = a > b ? a - b : b - a;
+  return (least <= l2 && (least > 0 || !negative)) || a + b <= l2;
+}
+
 template <class T>
 struct PlanPath {
   int mul, padded, d1, d2, d3, in1, out, weight;  // in1, out: offsets in packed rows
   int matrix;                    // where in the matrices of all paths its entries begin
+  bool sparse = true;            // only entries that are selected() can be other than zero
   int next_out = 0;              // of the path that follows, of the last the first
   int fetch = 0, fetch_end = 0;  // columns of a later row to prefetch meanwhile
 };
@@ -63,7 +74,7 @@ struct Plan {
                        int(row.d3),   in.packed_offset, out.packed_offset, int(row.weight_offset),
                        matrix_entries};
       matrix_entries += path.d2 == 1 ? 1 : path.d1 * path.d3;
-      add_matrix(row, path.matrix, cg);
+      add_matrix(row, path, cg);
       paths.push_back(path);
     }
     by_m2 = set;
@@ -74,15 +85,16 @@ struct Plan {
     share_prefetches();
   }
 
-  void add_matrix(const PathRow& row, int matrix, const CgRow* cg) {
+  void add_matrix(const PathRow& row, PlanPath<T>& path, const CgRow* cg) {
     std::vector<bool> seen(row.d1 * row.d3);
     for (const CgRow* term = cg + row.cg_begin; term != cg + row.cg_end; ++term) {
       const int entry = int(term->m1 * row.d3 + term->m3);
       if (row.d2 == 1 && entry > 0) continue;  // the unit matrix
+      path.sparse &= selected(path.d1, path.d3, int(term->m1), int(term->m3));
       double value;
       std::memcpy(&value, &term->value_bits, sizeof(value));
       (seen[entry] ? add : set)
-          .push_back({int(row.in2_offset + term->m2), matrix + entry, T(value)});
+          .push_back({int(row.in2_offset + term->m2), path.matrix + entry, T(value)});
       seen[entry] = true;
     }
   }
