@@ -344,7 +344,8 @@ template <class T, int D, bool kSecond>
 
 // ------------------------------------------------------------------ dispatch on dimensions
 
-// f(d1, d3, whether to skip entries of M that are not selected()), as constants.
+// f(d1, d3, whether to skip entries of M that are not selected()), as constants; to skip is
+// compiled for l = 1 to 3 only.
 template <class T, class F>
 void with_dims(const PlanPath<T>& p, const F& f) {
   with_dim(p.d1, [&](auto D1) {

@@ -36,8 +36,8 @@ using Vec = typename Simd<T>::Vec;
 template <class T>
 inline constexpr int kLanes = Simd<T>::lanes;
 
-// What is left of a vector whose lanes will be added up: half of 64 bytes, which many processors
-// work on, and store, in two steps.
+// What is left of a vector whose lanes will be added up: half of 64 bytes, which AMD's Zen 4 works
+// on, and stores, in two steps.
 inline constexpr int kShortBytes = FASTMLIP_VECTOR_BYTES == 64 ? 32 : FASTMLIP_VECTOR_BYTES;
 template <class T>
 using Short = typename Simd<T, kShortBytes>::Vec;
