@@ -10,6 +10,10 @@
 namespace fastmlip {
 namespace {
 
+// Whose rows fit into a cache: their order is that of other operators, whose threads begin with the
+// same ones.
+constexpr int64_t kFewNodes = 1000;
+
 // Every third bit of the result is one of the ten lowest of `i`.
 uint64_t spread(uint64_t i) {
   i = (i | i << 16) & 0x030000FF;
@@ -102,7 +106,7 @@ const char* edge_order(const Index* dst, const Index* src, const double* positio
   int64_t* const first = ptr[1] + num_nodes + 1;
   int64_t* const edges[2] = {first, first + 2 * num_edges};
   int64_t *const node = first + 4 * num_edges, *const place = node + num_nodes;
-  if (positions)
+  if (positions && num_nodes > kFewNodes)
     sort_nodes(positions, num_nodes, node);
   else
     std::iota(node, node + num_nodes, int64_t(0));

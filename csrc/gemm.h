@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 
 #include "parallel.h"
 #include "plan.h"
@@ -86,10 +85,11 @@ void gemm_block(const T* a, int rows, int64_t depth, const T* b, int64_t b_strid
 template <class F>
 void for_blocks(int64_t rows, ParallelFor parallel_for, int64_t threads, const F& make) {
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-  std::atomic<int64_t> next{0};
-  run(parallel_for, std::max<int64_t>(1, std::min(threads, blocks)), [&](int64_t) {
+  const int64_t parts = std::max<int64_t>(1, std::min(threads, blocks));
+  Shares shares(blocks, parts);
+  run(parallel_for, parts, [&](int64_t part) {
     auto f = make();
-    for (int64_t b; (b = next.fetch_add(1, std::memory_order_relaxed)) < blocks;)
+    for (int64_t b; (b = shares.take(part)) >= 0;)
       f(b * kBlockRows, int(std::min<int64_t>(kBlockRows, rows - b * kBlockRows)));
   });
 }

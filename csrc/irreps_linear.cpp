@@ -6,7 +6,6 @@
 // transposes them. Sums of a few rows and one panel stay in registers for all u.
 #include "irreps_linear.h"
 
-#include <atomic>
 #include <map>
 
 #include "gemm.h"
@@ -50,8 +49,8 @@ std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
   return result;
 }
 
-// Tasks of as many panels as leave about 16 tasks to a thread: what one thread has in its cache of
-// rows of x and of the result serves many panels.
+// Tasks in the order of their nodes, of as many panels as leave about 16 tasks to a thread: what one
+// thread has in its cache of rows of x and of the result serves many panels.
 template <class T>
 std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& typed,
                              int64_t threads) {
@@ -60,16 +59,22 @@ std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& type
   int64_t panels = 0;
   for (const Group& group : groups) {
     const int64_t most = std::max<int64_t>(1, kTaskRows / group.dim);
+    const int64_t least = std::max<int64_t>(1, kSumRows / group.dim);
     for (int64_t type = 0, end = 0; type < typed.num_types; ++type) {
       const int64_t begin = end;
       end = typed.type_end ? typed.type_end[type] : typed.num_nodes;
-      const int64_t nodes = end - begin, parts = (nodes + most - 1) / most;
+      const int64_t nodes = end - begin;
+      const int64_t even = std::clamp<int64_t>(nodes / least, 1, threads);
+      const int64_t parts = (nodes + most * even - 1) / (most * even) * even;
       panels += parts * ((group.mul + width - 1) / width);
       for (int64_t part = 0; part < parts; ++part)
         rows.push_back(
             {&group, type, begin + nodes * part / parts, begin + nodes * (part + 1) / parts, 0, 0});
     }
   }
+  const auto node = [&](const Task& t) { return typed.node ? typed.node[t.first] : t.first; };
+  std::stable_sort(rows.begin(), rows.end(),
+                   [&](const Task& a, const Task& b) { return node(a) < node(b); });
   std::vector<Task> tasks;
   const int64_t channels = width * std::max<int64_t>(1, panels / (16 * threads));
   for (Task task : rows)
@@ -177,11 +182,11 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
     rows = std::max(rows, std::max(kSumRows, group.dim) + kRows);
   }
   if (covered < dim_out) std::fill_n(out, typed.num_nodes * dim_out, T(0));
-  std::atomic<size_t> next{0};
-  run(parallel_for, threads, [&](int64_t) {
+  Shares shares(int64_t(tasks.size()), threads);
+  run(parallel_for, threads, [&](int64_t part) {
     const Buffer<T> panels = allocate<T>(packed), sums = allocate<T>(rows * kVectors * L);
     std::vector<const T*> row(rows);
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks.size();) {
+    for (int64_t i; (i = shares.take(part)) >= 0;) {
       const Task& task = tasks[i];
       const Group& group = *task.group;
       const T* w = weight + task.type * header.weight_numel;
@@ -250,11 +255,11 @@ void dweight(const T* x, const T* grad, const Typed& typed, const int64_t* table
         tasks.push_back({&paths[i], type, w, std::min(width, paths[i].mul_out - w)});
   }
   std::fill_n(result, typed.num_types * header.weight_numel, T(0));
-  std::atomic<size_t> next{0};
-  run(parallel_for, threads, [&](int64_t) {
+  Shares shares(int64_t(tasks.size()), threads);
+  run(parallel_for, threads, [&](int64_t part) {
     const Buffer<T> a = zeros<T>(most_rows * most_in), b = zeros<T>(most_rows * width);
     std::vector<T*> c(most_in);
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks.size();) {
+    for (int64_t i; (i = shares.take(part)) >= 0;) {
       const auto [path, type, column, columns] = tasks[i];
       const int64_t stride = round_up(int(path->mul_in), kTileRows);
       const int64_t nodes = std::max<int64_t>(1, depth / path->dim);

@@ -97,11 +97,12 @@ void dweight(const PairLinearTensors& t, ParallelFor parallel_for, int64_t threa
   const int64_t tiles = (t.outputs + tile - 1) / tile;
   const int64_t width = std::min(most, (tiles + threads - 1) / threads * tile);
   std::fill_n(result, t.inputs * t.outputs, T(0));
-  std::atomic<int64_t> next{0};
-  run(parallel_for, threads, [&](int64_t) {
+  Shares shares((t.outputs + width - 1) / width, threads);
+  run(parallel_for, threads, [&](int64_t part) {
     const Buffer<T> a = zeros<T>(depth * t.inputs + kTileRows), b = zeros<T>(depth * width);
     std::vector<T*> c(t.inputs + kTileRows);
-    for (int64_t column; (column = next.fetch_add(width, std::memory_order_relaxed)) < t.outputs;) {
+    for (int64_t share; (share = shares.take(part)) >= 0;) {
+      const int64_t column = share * width;
       const int64_t columns = std::min(width, t.outputs - column);
       for (int64_t k = 0; k < t.inputs; ++k) c[k] = result + k * t.outputs + column;
       for (int64_t begin = 0; begin < shared.size(); begin += depth) {

@@ -1,7 +1,9 @@
 // Threads for kernels, which do not know torch.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <vector>
 
 namespace fastmlip {
 
@@ -15,5 +17,36 @@ void run(ParallelFor parallel_for, int64_t parts, const F& part) {
   parallel_for(
       parts, [](int64_t i, void* f) { (*static_cast<const F*>(f))(i); }, const_cast<F*>(&part));
 }
+
+// Tasks 0 .. count - 1, dealt out to the parts of a run. Each part begins with a share of its own, of
+// tasks that follow one another: where tasks are nodes in their order, a thread comes back, operator
+// after operator, to those that its cache holds. A part whose share is done helps the others, so a
+// thread that wakes late or is slow holds nobody up.
+class Shares {
+ public:
+  Shares(int64_t count, int64_t parts) : count_(count), next_(parts) {
+    for (int64_t i = 0; i < parts; ++i) next_[i].task = begin(i);
+  }
+
+  // A task that nobody has taken; -1 where all are.
+  int64_t take(int64_t part) {
+    for (int64_t i = 0; i < int64_t(next_.size()); ++i) {
+      const int64_t share = (part + i) % int64_t(next_.size());
+      const int64_t task = next_[share].task.fetch_add(1, std::memory_order_relaxed);
+      if (task < begin(share + 1)) return task;
+    }
+    return -1;
+  }
+
+ private:
+  struct alignas(64) Next {
+    std::atomic<int64_t> task;
+  };
+
+  int64_t begin(int64_t share) const { return count_ * share / int64_t(next_.size()); }
+
+  const int64_t count_;
+  std::vector<Next> next_;
+};
 
 }  // namespace fastmlip

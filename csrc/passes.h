@@ -7,7 +7,6 @@
 //   rows.stream                     whether gradient rows are read much later, so past the caches
 #pragma once
 
-#include <atomic>
 #include <optional>
 
 #include "paths.h"
@@ -15,32 +14,33 @@
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
 
-// Ranges of the nodes [begin, end) with about equal numbers of edges, dealt out to threads as they
-// come free, so that a thread which wakes late or is slow holds nobody up. Which thread a node
-// falls to changes nothing that is computed.
+// Ranges of the nodes [begin, end) with about equal numbers of edges, dealt out to threads. Which
+// thread a node falls to changes nothing that is computed.
 class Parts {
  public:
   Parts(const int64_t* ptr, int64_t begin, int64_t end, int64_t threads)
-      : ptr_(ptr), begin_(begin), end_(end), parts_(threads == 1 ? 1 : 8 * threads) {}
+      : ptr_(ptr), begin_(begin), end_(end), parts_(threads == 1 ? 1 : 8 * threads),
+        shares_(parts_, threads) {}
 
-  bool take(int64_t* begin, int64_t* end) {
-    const int64_t part = next_.fetch_add(1, std::memory_order_relaxed);
+  bool take(int64_t thread, int64_t* begin, int64_t* end) {
+    const int64_t part = shares_.take(thread);
+    if (part < 0) return false;
     *begin = node(part);
     *end = node(part + 1);
-    return part < parts_;
+    return true;
   }
 
  private:
   int64_t node(int64_t part) const {
     if (part == 0) return begin_;
-    if (part >= parts_) return end_;
+    if (part == parts_) return end_;
     const int64_t edge = ptr_[begin_] + (ptr_[end_] - ptr_[begin_]) * part / parts_;
     return std::lower_bound(ptr_ + begin_, ptr_ + end_, edge) - ptr_;
   }
 
   const int64_t* ptr_;
   const int64_t begin_, end_, parts_;
-  std::atomic<int64_t> next_{0};
+  Shares shares_;
 };
 
 // Rows of all nodes in packed layout; null of null.
@@ -210,11 +210,11 @@ void receive_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& mak
                    const EdgeOrder& order, const T* x, const T* hx, int64_t begin, int64_t end,
                    ParallelFor parallel_for, int64_t threads) {
   Parts parts(order.dst_ptr, begin, end, threads);
-  run(parallel_for, threads, [&](int64_t) {
+  run(parallel_for, threads, [&](int64_t thread) {
     Scratch<T> scratch(plan);
     auto rows = make_rows();
     const Buffer<T> sum = allocate<T>(plan.packed3);
-    for (int64_t first, last; parts.take(&first, &last);) {
+    for (int64_t first, last; parts.take(thread, &first, &last);) {
       const Part part{order.dst_ptr, order.dst_edge, last};
       for (int64_t n = first; n < last; ++n) {
         receive_node<T, kSecond>(plan, t, rows, order, scratch, x, hx, part, n, sum.get());
@@ -229,11 +229,11 @@ void send_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& make_r
                 const EdgeOrder& order, const T* grad, const T* x, const T* hx, int64_t begin,
                 int64_t end, ParallelFor parallel_for, int64_t threads) {
   Parts parts(order.src_ptr, begin, end, threads);
-  run(parallel_for, threads, [&](int64_t) {
+  run(parallel_for, threads, [&](int64_t thread) {
     Scratch<T> scratch(plan);
     auto rows = make_rows();
     const Buffer<T> dx = allocate<T>(plan.packed1);
-    for (int64_t first, last; parts.take(&first, &last);) {
+    for (int64_t first, last; parts.take(thread, &first, &last);) {
       const Part part{order.src_ptr, order.src_edge, last};
       for (int64_t n = first; n < last; ++n) {
         send_node<T, kSecond>(plan, t, rows, order, scratch, grad, x, hx, part, n, dx.get());

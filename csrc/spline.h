@@ -106,7 +106,7 @@ struct SplineRows {
   }
 
   void prepare(const Part& part, int64_t n, int64_t k) {
-    if (k < limit) return;
+    if (k >= begin && k < limit) return;
     begin = limit = k;
     for (bool fits = true; fits && n < part.last; ++n) {
       const int64_t left = part.ptr[n + 1] - limit, room = begin + kBatch - limit;

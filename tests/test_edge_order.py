@@ -58,7 +58,7 @@ def test_order_means_what_its_page_says(data):
             assert mine.tolist() == (near == n).nonzero()[:, 0].tolist()  # in the order given
 
 
-def cubes(size=8):
+def cubes(size=16):
     """Centres of the cubes of a grid, in random order."""
     grid = torch.cartesian_prod(*[torch.arange(size, dtype=torch.float64)] * 3)
     return grid[torch.randperm(size**3, generator=torch.Generator().manual_seed(0))]
@@ -73,17 +73,28 @@ def test_nodes_follow_one_another_in_space():
     assert torch.allclose(steps, torch.tensor(3.5).double())  # a Hilbert curve never jumps
 
 
-@settings(max_examples=100, deadline=None)
+def test_few_nodes_keep_their_order():
+    positions = cubes(10)
+    nodes = torch.arange(len(positions))
+    order = EdgeOrder(edge_order(nodes, nodes, len(nodes), positions), len(nodes), len(nodes))
+    assert torch.equal(order.node, nodes)
+    assert torch.equal(order.place, nodes)
+
+
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_the_order_of_nodes_changes_nothing_else(data):
-    nodes = data.draw(st.integers(0, 12))
-    node = st.integers(0, max(nodes - 1, 0))
-    pairs = data.draw(st.lists(st.tuples(node, node), max_size=40 if nodes else 0))
+    few, more = 12, 1_000  # from more than 1,000 nodes on they are sorted
+    nodes = few + more
+    node = st.integers(0, few - 1) | st.integers(0, nodes - 1)
+    pairs = data.draw(st.lists(st.tuples(node, node), max_size=40))
     if data.draw(st.booleans()):
         pairs.sort()
     number = st.floats(allow_nan=True, allow_infinity=True)
-    places = data.draw(st.lists(st.tuples(number, number, number), min_size=nodes, max_size=nodes))
-    positions = torch.tensor(places, dtype=torch.float64).reshape(-1, 3)
+    places = data.draw(st.lists(st.tuples(number, number, number), min_size=few, max_size=few))
+    random = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    others = torch.randn(more, 3, generator=random, dtype=torch.float64)
+    positions = torch.cat([torch.tensor(places, dtype=torch.float64), others])
     edge_dst, edge_src = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
     got = EdgeOrder(edge_order(edge_dst, edge_src, nodes, positions), nodes, len(pairs))
     want = EdgeOrder(reference(edge_dst, edge_src, nodes), nodes, len(pairs))

@@ -65,8 +65,9 @@ class RadialSpline(torch.nn.Module):
         """``radial [E, 1]``, the place in an interval, and ``first_row [E]``, that of the zeros
         where the distance ``x [E, 1]``, float64, is 1 or more."""
         place = x.reshape(-1) * self.intervals
-        outside = place >= self.intervals
-        interval = place.detach().nan_to_num().floor().clamp(0, self.intervals - 1)
+        at = place.detach()
+        outside = at >= self.intervals
+        interval = torch.where(at < self.intervals, at, 0.0).floor().clamp(min=0)  # 0 of NaN
         radial = torch.where(outside, 0.0, place - interval)
         first_row = torch.where(outside, self.intervals + DEGREE, interval.long())
         return radial.reshape(-1, 1).to(self.table.dtype), first_row

@@ -9,9 +9,10 @@ and point to the nodes ``src_dst``; ``place[node[i]] = i``. Within a node edges 
 were given in, so sums over them always run in the same order. Edges that are already sorted are not
 sorted again (C++: one linear pass).
 
-``node[i]`` is i, or on the C++ backend, with positions, the i-th node along a Hilbert curve through
-space. Kernels walk nodes in this order: in a system larger than the caches, nodes that follow one
-another then share most of their neighbours. The order changes no bit of what they compute.
+``node[i]`` is i, or on the C++ backend, with positions of more than 1,000 nodes, the i-th along a
+Hilbert curve through space. Kernels walk nodes in this order: in a system larger than the caches,
+nodes that follow one another then share most of their neighbours. The order changes no bit of what
+they compute.
 """
 
 from __future__ import annotations
