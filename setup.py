@@ -22,7 +22,7 @@ if X86:
     ISAS["avx2"] = (32, ["-mavx2", "-mfma"])
     ISAS["avx512"] = (64, ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"])
     ISAS["avx512"][1].append("-mprefer-vector-width=512")
-PLAIN = {"edge_order", "edge_pair"}  # have no vectors: compiled once
+PLAIN = {"edge_order", "edge_pair", "edge_vectors"}  # have no vectors: compiled once
 KERNELS = sorted({path.stem for path in ROOT.glob("csrc/*.cpp")} - PLAIN)
 TORCH = sorted(path.stem for path in ROOT.glob("csrc/torch/*.cpp"))
 TORCH_ABI = "0x020b000000000000"  # the oldest torch that this binary serves: 2.11

@@ -49,8 +49,8 @@ std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
   return result;
 }
 
-// Tasks in the order of their nodes, of as many panels as leave about 16 tasks to a thread: what one
-// thread has in its cache of rows of x and of the result serves many panels.
+// Tasks in the order of their nodes, of as many panels as leave about 16 tasks to a thread: what
+// one thread has in its cache of rows of x and of the result serves many panels.
 template <class T>
 std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& typed,
                              int64_t threads) {

@@ -18,10 +18,10 @@ void run(ParallelFor parallel_for, int64_t parts, const F& part) {
       parts, [](int64_t i, void* f) { (*static_cast<const F*>(f))(i); }, const_cast<F*>(&part));
 }
 
-// Tasks 0 .. count - 1, dealt out to the parts of a run. Each part begins with a share of its own, of
-// tasks that follow one another: where tasks are nodes in their order, a thread comes back, operator
-// after operator, to those that its cache holds. A part whose share is done helps the others, so a
-// thread that wakes late or is slow holds nobody up.
+// Tasks 0 .. count - 1, dealt out to the parts of a run. Each part begins with a share of its own,
+// of tasks that follow one another: where tasks are nodes in their order, a thread comes back,
+// operator after operator, to those that its cache holds. A part whose share is done helps the
+// others, so a thread that wakes late or is slow holds nobody up.
 class Shares {
  public:
   Shares(int64_t count, int64_t parts) : count_(count), next_(parts) {

@@ -19,7 +19,10 @@ namespace {
 class Parts {
  public:
   Parts(const int64_t* ptr, int64_t begin, int64_t end, int64_t threads)
-      : ptr_(ptr), begin_(begin), end_(end), parts_(threads == 1 ? 1 : 8 * threads),
+      : ptr_(ptr),
+        begin_(begin),
+        end_(end),
+        parts_(threads == 1 ? 1 : 8 * threads),
         shares_(parts_, threads) {}
 
   bool take(int64_t thread, int64_t* begin, int64_t* end) {

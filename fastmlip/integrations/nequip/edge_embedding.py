@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmlip import ops
+from fastmlip.integrations.nequip import edges, interaction_block
 from fastmlip.nn import SphericalHarmonics
 from fastmlip.spherical_harmonics import L_MAX, tables
 
@@ -67,15 +68,16 @@ class ComputedAtEnd(_Part):
 class FastEdgeLengthNormalizer(_Part):
     """Hands 1 / r_max on; makes edge vectors, and edge types where cutoffs depend on them."""
 
-    def __init__(self, old: Any) -> None:
+    def __init__(self, old: Any, keep_order: bool) -> None:
         super().__init__(old)
+        self.keep_order = keep_order  # of edges, for interaction blocks
         self._per_edge_type = old._per_edge_type
         self.register_buffer("_rmax_recip", old._rmax_recip)
 
     def forward(self, data: dict[str, Any]) -> dict[str, Any]:
-        from nequip.nn.utils import with_edge_type_, with_edge_vectors_
+        from nequip.nn.utils import with_edge_type_
 
-        data = with_edge_vectors_(data, with_lengths=False)
+        data = edges.with_vectors(data, self.keep_order)
         if self._per_edge_type:
             data = with_edge_type_(data, self.edge_type_field)
         data[RMAX_RECIP] = self._rmax_recip
@@ -153,6 +155,8 @@ def replace(module: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     chain = next(c for c in chains(model) if any(module is part for part in c))
     if module is chain.bessel:
         return FastBesselEdgeLengthEncoding(chain)
+    if module is chain.norm:
+        return FastEdgeLengthNormalizer(module, keep_order=interaction_block.is_at_end(model))
     return PARTS[type(module).__name__](module)
 
 

@@ -17,20 +17,18 @@ from typing import Any
 
 import torch
 
-from fastmlip import backend, ops
-from fastmlip.integrations.nequip import linear, tensor_product_scatter
+from fastmlip import ops
+from fastmlip.integrations.nequip import edges, linear, tensor_product_scatter
 from fastmlip.integrations.nequip.derived import Derived, derive
+from fastmlip.integrations.nequip.edges import ORDER
 from fastmlip.nn.radial_spline import RadialSpline
-from fastmlip.ops.edge_order import edge_order
 
 HOST_ATTRIBUTES = (
     "linear_1", "linear_2", "edge_mlp", "tp_scatter", "sc", "ghost_exchange", "is_first_layer",
     "avg_num_neighbors_norm", "_get_mliap_num_local",
 )  # fmt: skip
-# what the first layer hands on to the last
-ORDER, PAIR, RADIAL, FIRST_ROW = (
-    f"_fastmlip_{name}" for name in ("edge_order", "edge_pair", "radial", "first_row")
-)
+# what the first layer hands on to the last, beside the order of the edges
+PAIR, RADIAL, FIRST_ROW = (f"_fastmlip_{name}" for name in ("edge_pair", "radial", "first_row"))
 
 Data = dict[str, torch.Tensor]
 
@@ -58,16 +56,19 @@ class FastInteractionBlock(Derived):
 
     def forward(self: Any, data: Data) -> Data:
         """``data`` with new node features."""
-        x = data["node_features"]
-        if self.spline is not None:
-            if _trainable(self):
-                raise RuntimeError(
-                    "a tabulated model cannot be trained, its splines would not follow: train the "
-                    "model that it was made of, or call model.requires_grad_(False)"
-                )
-        elif backend.choose(x) != "cpp" or torch.is_autocast_enabled(x.device.type):
-            return super().forward(data)  # type: ignore[misc]
-        return _forward(self, data)
+        if self.spline is not None and _trainable(self):
+            raise RuntimeError(
+                "a tabulated model cannot be trained, its splines would not follow: train the "
+                "model that it was made of, or call model.requires_grad_(False)"
+            )
+        if self.spline is not None or edges.is_cpp(data["node_features"]):
+            data = _forward(self, data)
+        else:
+            data = super().forward(data)  # type: ignore[misc]
+        if self.is_last:
+            for name in (ORDER, PAIR, RADIAL, FIRST_ROW):
+                data.pop(name, None)
+        return data
 
 
 def _trainable(block: Any) -> bool:
@@ -99,6 +100,14 @@ def judge(module: Any, model: torch.nn.Module) -> str | None:
         if not known or tensor_product_scatter.unsupported(product):
             return None
     return unsupported(module)
+
+
+def is_at_end(model: torch.nn.Module) -> bool:
+    """Whether the last interaction block of a model is of this page, or will be."""
+    blocks = [m for m in model.modules() if type(m).__name__.endswith("InteractionBlock")]
+    if not blocks:
+        return False
+    return isinstance(blocks[-1], FastInteractionBlock) or judge(blocks[-1], model) == ""
 
 
 def unsupported(module: torch.nn.Module) -> str:
@@ -162,12 +171,12 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
     """The radial network, tensor product and sum over edges, ``[N, irreps_mid.dim]``."""
     x, edge_index, embedding = data["node_features"], data["edge_index"], data["edge_embedding"]
     if ORDER not in data:
-        positions = None if "batch" in data else data.get("pos")
-        data[ORDER] = edge_order(edge_index[0], edge_index[1], x.shape[0], positions)
-        if block.spline is not None:
+        data[ORDER] = edges.order(data, x.shape[0])
+    if block.spline is not None:
+        if RADIAL not in data:
             data[RADIAL], data[FIRST_ROW] = block.spline(data["normed_edge_lengths"])
-        elif "pos" in data:  # without positions, a gradient for every edge is asked for
-            data[PAIR] = ops.edge_pair(data["edge_vectors"], embedding, data[ORDER], x.shape[0])
+    elif PAIR not in data and "pos" in data:  # without, a gradient for every edge is asked for
+        data[PAIR] = ops.edge_pair(data["edge_vectors"], embedding, data[ORDER], x.shape[0])
     order, hidden = data[ORDER], None
     if block.spline is not None:
         radial, weight = data[RADIAL], block.spline.table
@@ -178,9 +187,6 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
         pair, first_row = data.get(PAIR), None
         if layers:
             hidden = torch.cat([layer.flatten() for layer in layers])
-    if block.is_last:
-        for name in (ORDER, PAIR, RADIAL, FIRST_ROW):
-            data.pop(name, None)
     conv = block.tp_scatter.conv
     return ops.radial_conv(
         x, data["edge_attrs"], radial, weight, edge_index[0], edge_index[1], conv.problem,

@@ -2,6 +2,7 @@
 
 from fastmlip.testing.cases import (
     edge_embedding,
+    edge_vectors,
     gate,
     irreps_linear,
     pair_linear,
@@ -14,6 +15,7 @@ from fastmlip.testing.cases.operator import Operator
 
 OPERATORS: dict[str, Operator] = {
     "edge_embedding": edge_embedding.OPERATOR,
+    "edge_vectors": edge_vectors.OPERATOR,
     "gate": gate.OPERATOR,
     "irreps_linear": irreps_linear.OPERATOR,
     "pair_linear": pair_linear.OPERATOR,
