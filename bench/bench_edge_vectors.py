@@ -1,6 +1,6 @@
-"""Vectors of edges against what NequIP does: two ``index_select`` and a difference, whose gradient is
-two ``index_add``. float64, 50 edges a node, sorted by receiver; the order of edges is there, as it is
-for all layers of a model."""
+"""Vectors of edges against what NequIP does: two ``index_select`` and a difference, whose gradient
+is two ``index_add``. float64, 50 edges a node, sorted by receiver; the order of edges is there, as
+for all layers of a model but the first."""
 
 from __future__ import annotations
 
