@@ -102,6 +102,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
 }
 UNCOUNTED = (
     "gate_cpu", "gate_backward_cpu", "edge_embedding_cpu", "edge_embedding_backward_cpu",
-    "scale_shift_cpu", "edge_order_cpu", "edge_pair_cpu",
+    "edge_vectors_cpu", "edge_vectors_backward_cpu", "scale_shift_cpu", "edge_order_cpu",
+    "edge_pair_cpu",
 )  # fmt: skip
 FORMULAS |= dict.fromkeys(UNCOUNTED, lambda *_: 0)
