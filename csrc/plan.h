@@ -134,17 +134,14 @@ struct Plan {
 
 template <class T>
 struct Free {
-  void operator()(T* p) const { std::free(p); }
+  void operator()(T* p) const { Scratches::give(p); }
 };
 template <class T>
 using Buffer = std::unique_ptr<T[], Free<T>>;
 
 template <class T>
 Buffer<T> allocate(int64_t count) {
-  const int64_t bytes = (std::max<int64_t>(count, 1) * sizeof(T) + 63) / 64 * 64;
-  void* memory = std::aligned_alloc(64, bytes);
-  if (!memory) throw std::bad_alloc();
-  ask_for_huge_pages(memory, bytes);
+  void* memory = Scratches::take(std::max<int64_t>(count, 1) * sizeof(T));
   return Buffer<T>(static_cast<T*>(memory));
 }
 

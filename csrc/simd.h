@@ -88,6 +88,26 @@ inline Vec<T> broadcast(T number) {
   return pin(number - Vec<T>{});
 }
 
+// Each of N numbers in every lane of a vector of its own, by shuffles of a few loads: where many
+// vectors are loaded for every number, loads are what is short.
+template <class T, int Lane, int... I>
+inline Vec<T> splat_lane(Vec<T> v, std::integer_sequence<int, I...>) {
+  using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef Index Mask __attribute__((vector_size(FASTMLIP_VECTOR_BYTES)));
+  constexpr Mask mask = {(I * 0 + Lane)...};
+  return __builtin_shuffle(v, mask);
+}
+template <class T, int... N>
+inline void splat_each(const T* from, Vec<T>* to, std::integer_sequence<int, N...>) {
+  constexpr int L = kLanes<T>;
+  ((to[N] = splat_lane<T, N % L>(load(from + N / L * L), std::make_integer_sequence<int, L>{})),
+   ...);
+}
+template <class T, int N>
+inline void splat(const T* from, Vec<T>* to) {
+  splat_each(from, to, std::make_integer_sequence<int, N>{});
+}
+
 template <class T>
 inline void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof(v));

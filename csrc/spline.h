@@ -73,13 +73,14 @@ struct SplineRows {
   static constexpr int columns = vectors * kLanes<T>;
   static constexpr int line = 64 / sizeof(T);  // of a cache
   static constexpr bool stream = false;
+  static constexpr int kBasis = 8;
   const RadialTensors<T>& t;
   const SplineTable<T>& table;
   const int64_t
       stride;  // a cache line more than the columns: rows do not all fall on the same ones
   Buffer<T> rows, gradients;
   Buffer<T> place;      // of each edge of the batch
-  Buffer<T> basis;      // [j][edge]
+  Buffer<T> basis;      // [edge][kBasis]: its B_j, and room for a whole vector behind the last
   Buffer<Vec<T>> sums;  // [edge][piece of the slope], not yet summed over lanes
   const int64_t* edges = nullptr;
   int64_t first[kBatch];  // where in a block of columns an edge's rows begin
@@ -92,7 +93,7 @@ struct SplineRows {
         rows(allocate<T>(kBatch * stride)),
         gradients(t.dradial ? allocate<T>(kBatch * stride) : nullptr),
         place(zeros<T>(kBatch)),
-        basis(allocate<T>(kBatch * kSplinePieces)),
+        basis(zeros<T>(kBatch * kBasis + kLanes<T>)),
         sums(t.dradial ? allocate<Vec<T>>(kBatch * kSlopePieces) : nullptr) {
     for (int64_t e = 0; gradients && e < kBatch; ++e)  // columns behind the last path's
       std::fill_n(gradients.get() + (e + 1) * stride - kSplineBlock - line, kSplineBlock, T(0));
@@ -119,8 +120,10 @@ struct SplineRows {
       place[e] = t.radial[edges[e]];
     }
     for (int j = 0; j < kSplinePieces; ++j)
-      for (int64_t e = 0; e < limit - begin; e += kLanes<T>)
-        store(basis.get() + j * kBatch + e, piece<T>(kPowers[j], load(place.get() + e)));
+      for (int64_t e = 0; e < limit - begin; e += kLanes<T>) {
+        const Vec<T> pieces = piece<T>(kPowers[j], load(place.get() + e));
+        for (int i = 0; i < kLanes<T>; ++i) basis[(e + i) * kBasis + j] = pieces[i];
+      }
     make();
   }
 
@@ -129,48 +132,52 @@ struct SplineRows {
   }
 
  private:
-  // f(edge of the batch, its coefficients of some columns, where these are in the edge's row)
+  // f(edge of the batch, its coefficients of some columns, these columns of its row in `to`,
+  // whether they are the first)
   template <class F>
-  FASTMLIP_INLINE void for_columns(const F& f) const {
-    for (int64_t c = 0; c < table.blocks * kSplineBlock; c += columns) {
+  FASTMLIP_INLINE void for_columns(T* to, const F& f) const {
+    const int64_t all = table.blocks * kSplineBlock, count = limit - begin, row = stride;
+    for (int64_t c = 0; c < all; c += columns) {
       const T* block = table.data + c / kSplineBlock * table.block_size + c % kSplineBlock;
-      for (int64_t e = 0; e < limit - begin; ++e) f(e, block + first[e], c);
+      for (int64_t e = 0; e < count; ++e) f(e, block + first[e], to + e * row + c, c == 0);
     }
   }
 
   [[gnu::noinline]] void make() const {
-    for_columns([&](int64_t e, const T* six, int64_t c) FASTMLIP_INLINE {
-      Vec<T> sum[vectors] = {};
+    const T* numbers = basis.get();
+    for_columns(rows.get(), [&](int64_t e, const T* six, T* w, bool) FASTMLIP_INLINE {
+      Vec<T> sum[vectors] = {}, factors[kSplinePieces];
+      splat<T, kSplinePieces>(numbers + e * kBasis, factors);
       unroll<kSplinePieces>(kSplinePieces, [&](int j) FASTMLIP_INLINE {
-        const Vec<T> factor = broadcast<T>(basis[j * kBatch + e]);
+        const Vec<T> factor = pin(factors[j]);
         unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
           sum[v] += factor * load(six + j * kSplineBlock + v * kLanes<T>);
         });
       });
-      unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
-        store(rows.get() + e * stride + c + v * kLanes<T>, sum[v]);
-      });
+      unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE { store(w + v * kLanes<T>, sum[v]); });
     });
   }
 
   [[gnu::noinline]] void project() const {
-    for_columns([&](int64_t e, const T* six, int64_t c) FASTMLIP_INLINE {
-      const T* gradient = gradients.get() + e * stride + c;
-      Vec<T>* total = sums.get() + e * kSlopePieces;
-      Vec<T> sum[kSlopePieces];
-      unroll<kSlopePieces>(kSlopePieces,
-                           [&](int j) FASTMLIP_INLINE { sum[j] = c ? total[j] : Vec<T>{}; });
-      unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
-        const Vec<T> g = pin(load(gradient + v * kLanes<T>));
-        Vec<T> before = load(six + v * kLanes<T>);
-        unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE {
-          const Vec<T> after = pin(load(six + (j + 1) * kSplineBlock + v * kLanes<T>));
-          sum[j] += g * (after - before);
-          before = after;
+    Vec<T>* totals = sums.get();
+    for_columns(
+        gradients.get(), [&](int64_t e, const T* six, T* dw, bool is_first) FASTMLIP_INLINE {
+          Vec<T>* total = totals + e * kSlopePieces;
+          Vec<T> sum[kSlopePieces];
+          unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE {
+            sum[j] = is_first ? Vec<T>{} : total[j];
+          });
+          unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
+            const Vec<T> g = pin(load(dw + v * kLanes<T>));
+            Vec<T> before = load(six + v * kLanes<T>);
+            unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE {
+              const Vec<T> after = pin(load(six + (j + 1) * kSplineBlock + v * kLanes<T>));
+              sum[j] += g * (after - before);
+              before = after;
+            });
+          });
+          unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE { total[j] = sum[j]; });
         });
-      });
-      unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE { total[j] = sum[j]; });
-    });
     for (int64_t e = 0; e < limit - begin; e += kLanes<T>) {
       Vec<T> total{};
       for (int j = 0; j < kSlopePieces; ++j)
