@@ -30,12 +30,12 @@ template <class T>
 void edge_vectors_backward(const T* grad, const EdgeOrder& order, T* dpositions,
                            ParallelFor parallel_for, int64_t threads) {
   for_nodes(order, parallel_for, threads, [&](int64_t i, int64_t node) {
-    T sum[3] = {};
+    T starts[3] = {}, ends[3] = {};  // of an edge to its own node: the same, to the bit
     for (int64_t k = order.src_ptr[i]; k < order.src_ptr[i + 1]; ++k)
-      for (int d = 0; d < 3; ++d) sum[d] += grad[3 * order.src_edge[k] + d];
+      for (int d = 0; d < 3; ++d) starts[d] += grad[3 * order.src_edge[k] + d];
     for (int64_t k = order.dst_ptr[i]; k < order.dst_ptr[i + 1]; ++k)
-      for (int d = 0; d < 3; ++d) sum[d] -= grad[3 * order.dst_edge[k] + d];
-    for (int d = 0; d < 3; ++d) dpositions[3 * node + d] = sum[d];
+      for (int d = 0; d < 3; ++d) ends[d] += grad[3 * order.dst_edge[k] + d];
+    for (int d = 0; d < 3; ++d) dpositions[3 * node + d] = starts[d] - ends[d];
   });
 }
 

@@ -18,6 +18,12 @@ void run(ParallelFor parallel_for, int64_t parts, const F& part) {
       parts, [](int64_t i, void* f) { (*static_cast<const F*>(f))(i); }, const_cast<F*>(&part));
 }
 
+// thing.fill(part, parts) of several things in one run: every run waits for its last thread.
+template <class... Things>
+void fill(ParallelFor parallel_for, int64_t parts, Things&... things) {
+  run(parallel_for, parts, [&](int64_t part) { (things.fill(part, parts), ...); });
+}
+
 // Tasks 0 .. count - 1, dealt out to the parts of a run. Each part begins with a share of its own,
 // of tasks that follow one another: where tasks are nodes in their order, a thread comes back,
 // operator after operator, to those that its cache holds. A part whose share is done helps the

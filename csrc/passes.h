@@ -46,24 +46,31 @@ class Parts {
   Shares shares_;
 };
 
-// Rows of all nodes in packed layout; null of null.
+// Rows of all nodes in packed layout, once all parts are filled; null of null.
 template <class T>
 class PackedRows {
  public:
   PackedRows(const std::vector<PackedBlock>& blocks, int dim, int packed, const T* rows,
-             int64_t num_nodes, ParallelFor parallel_for, int64_t threads) {
-    if (!rows) return;
-    memory_.emplace(std::max<int64_t>(64, num_nodes * packed * int64_t(sizeof(T))));
+             int64_t num_nodes)
+      : blocks_(blocks), dim_(dim), packed_(packed), rows_(rows), num_nodes_(num_nodes) {
+    if (rows) memory_.emplace(std::max<int64_t>(64, num_nodes * packed * int64_t(sizeof(T))));
+  }
+
+  void fill(int64_t part, int64_t parts) {
+    if (!rows_) return;
     T* to = static_cast<T*>(memory_->get());
-    run(parallel_for, threads, [&](int64_t i) {
-      for (int64_t n = num_nodes * i / threads; n < num_nodes * (i + 1) / threads; ++n)
-        pack(blocks, rows + n * dim, to + n * packed);
-    });
+    const int64_t end = num_nodes_ * (part + 1) / parts;
+    for (int64_t n = num_nodes_ * part / parts; n < end; ++n)
+      pack(blocks_, rows_ + n * dim_, to + n * packed_);
   }
 
   const T* get() const { return memory_ ? static_cast<const T*>(memory_->get()) : nullptr; }
 
  private:
+  const std::vector<PackedBlock>& blocks_;
+  const int dim_, packed_;
+  const T* const rows_;
+  const int64_t num_nodes_;
   std::optional<Workspace> memory_;
 };
 

@@ -42,26 +42,29 @@ Vec<T> piece(const double (&powers)[N], Vec<T> place) {
   return value;
 }
 
-// The table, where it is not aligned to cache lines a copy that is: constants of a compiled model
-// are not, and every load would take two lines.
+// The table, where it is not aligned to cache lines a copy that is, once all parts are filled:
+// constants of a compiled model are not, and every load would take two lines.
 template <class T>
 struct SplineTable {
+  const RadialTensors<T>& t;
   const int64_t blocks, block_size;
   const Buffer<T> copy;
   const T* const data;
 
-  SplineTable(const RadialTensors<T>& t, int64_t numel, ParallelFor parallel_for, int64_t threads)
-      : blocks(spline_blocks(numel)),
+  SplineTable(const RadialTensors<T>& t, int64_t numel)
+      : t(t),
+        blocks(spline_blocks(numel)),
         block_size(t.weight_rows * kSplineBlock),
-        copy(reinterpret_cast<uintptr_t>(t.weight) % 64 ? allocate<T>(blocks * block_size)
-                                                        : nullptr),
-        data(copy ? copy.get() : t.weight) {
+        copy(t.first_row && reinterpret_cast<uintptr_t>(t.weight) % 64
+                 ? allocate<T>(blocks * block_size)
+                 : nullptr),
+        data(copy ? copy.get() : t.weight) {}
+
+  void fill(int64_t part, int64_t parts) {
     if (!copy) return;
-    run(parallel_for, threads, [&](int64_t i) {
-      const int64_t begin = blocks * block_size * i / threads;
-      const int64_t end = blocks * block_size * (i + 1) / threads;
-      std::copy(t.weight + begin, t.weight + end, copy.get() + begin);
-    });
+    const int64_t begin = blocks * block_size * part / parts;
+    const int64_t end = blocks * block_size * (part + 1) / parts;
+    std::copy(t.weight + begin, t.weight + end, copy.get() + begin);
   }
 };
 

@@ -40,10 +40,9 @@ void receive_pass(const Tensors<T>& t, const EdgeOrder& order, const int64_t* ta
                   ParallelFor parallel_for, int64_t threads) {
   const Plan<T> plan(tables);
   const int64_t nodes = order.num_nodes;
-  auto pack_in1 = [&](const T* rows) {
-    return PackedRows<T>(plan.blocks1, plan.dim1, plan.packed1, rows, nodes, parallel_for, threads);
-  };
-  const PackedRows<T> x = pack_in1(t.x), hx = pack_in1(t.hx);
+  PackedRows<T> x(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes);
+  PackedRows<T> hx(plan.blocks1, plan.dim1, plan.packed1, t.hx, nodes);
+  fill(parallel_for, threads, x, hx);
   auto rows = [&] { return EdgeRows<T>{t, plan.weight_numel}; };
   receive_nodes<T, kSecond>(plan, t, rows, order, x.get(), hx.get(), 0, nodes, parallel_for,
                             threads);
@@ -54,12 +53,10 @@ void send_pass(const Tensors<T>& t, const EdgeOrder& order, const int64_t* table
                ParallelFor parallel_for, int64_t threads) {
   const Plan<T> plan(tables);
   const int64_t nodes = order.num_nodes;
-  auto pack_all = [&](const std::vector<PackedBlock>& blocks, int dim, int packed, const T* rows) {
-    return PackedRows<T>(blocks, dim, packed, rows, nodes, parallel_for, threads);
-  };
-  const PackedRows<T> grad = pack_all(plan.blocks3, plan.dim3, plan.packed3, t.grad);
-  const PackedRows<T> x = pack_all(plan.blocks1, plan.dim1, plan.packed1, t.x);
-  const PackedRows<T> hx = pack_all(plan.blocks1, plan.dim1, plan.packed1, t.hx);
+  PackedRows<T> grad(plan.blocks3, plan.dim3, plan.packed3, t.grad, nodes);
+  PackedRows<T> x(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes);
+  PackedRows<T> hx(plan.blocks1, plan.dim1, plan.packed1, t.hx, nodes);
+  fill(parallel_for, threads, grad, x, hx);
   auto rows = [&] { return EdgeRows<T>{t, plan.weight_numel}; };
   send_nodes<T, kSecond>(plan, t, rows, order, grad.get(), x.get(), hx.get(), 0, nodes,
                          parallel_for, threads);

@@ -9,7 +9,7 @@ from nequip_cases import build, rattled
 
 import fastmlip
 from fastmlip import ops
-from fastmlip.integrations.nequip import edge_embedding, interaction_block, per_type_scale_shift
+from fastmlip.integrations.nequip import edge_embedding, edges, per_type_scale_shift
 from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import Path, clebsch_gordan
 
@@ -85,12 +85,12 @@ def missing_number_of_neighbours(patch):
 
 
 def swapped_index(patch):
-    run = interaction_block.edge_order
-    patch.setattr(interaction_block, "edge_order", lambda dst, src, *more: run(src, dst, *more))
+    run = edges.edge_order
+    patch.setattr(edges, "edge_order", lambda dst, src, *more: run(src, dst, *more))
 
 
 def unsorted_taken_as_sorted(patch):
-    right = interaction_block.edge_order
+    right = edges.edge_order
 
     def order(edge_dst, edge_src, nodes, positions):
         table = right(edge_dst, edge_src, nodes).clone()
@@ -99,7 +99,7 @@ def unsorted_taken_as_sorted(patch):
         parts.dst_src.copy_(edge_src)
         return table
 
-    patch.setattr(interaction_block, "edge_order", order)
+    patch.setattr(edges, "edge_order", order)
 
 
 def through_float32(patch):

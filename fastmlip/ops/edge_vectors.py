@@ -37,15 +37,7 @@ def edge_vectors(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: an index out of range.
     """
-    if positions.dim() != 2 or positions.shape[1] != 3:
-        raise ValueError(f"positions: expected shape [N, 3], got {tuple(positions.shape)}")
-    if positions.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"positions: expected float32 or float64, got {positions.dtype}")
-    if edge_dst.dim() != 1 or edge_src.shape != edge_dst.shape:
-        raise ValueError(
-            f"edge_src: expected shape [E] as edge_dst has, got {tuple(edge_src.shape)} and "
-            f"{tuple(edge_dst.shape)}"
-        )
+    _check(positions, edge_dst, edge_src)
     nodes = positions.shape[0]
     if backend.choose(positions) == "cpp":
         if order is None:
@@ -53,6 +45,29 @@ def edge_vectors(
         return _LADDER["forward"](positions, order, edge_dst.shape[0])
     check_range(edge_dst, edge_src, nodes)
     return reference(positions, edge_dst, edge_src)
+
+
+def _check(positions: Tensor, edge_dst: Tensor, edge_src: Tensor) -> None:
+    if positions.dim() != 2 or positions.shape[1] != 3:
+        raise ValueError(f"positions: expected shape [N, 3], got {tuple(positions.shape)}")
+    if positions.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"positions: expected float32 or float64, got {positions.dtype}")
+    for name, index in (("edge_dst", edge_dst), ("edge_src", edge_src)):
+        if index.dim() != 1 or index.shape != edge_dst.shape:
+            raise ValueError(
+                f"{name}: expected shape [E], both the same, got {tuple(index.shape)}, "
+                f"edge_dst has {tuple(edge_dst.shape)}"
+            )
+        if index.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name}: expected int32 or int64, got {index.dtype}")
+        if index.device != positions.device:
+            raise ValueError(
+                f"{name}: expected device {positions.device} as positions has, got {index.device}"
+            )
+    if edge_src.dtype != edge_dst.dtype:
+        raise TypeError(
+            f"edge_src: expected {edge_dst.dtype} as edge_dst has, got {edge_src.dtype}"
+        )
 
 
 def reference(positions: Tensor, edge_dst: Tensor, edge_src: Tensor) -> Tensor:
