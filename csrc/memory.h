@@ -27,8 +27,8 @@ inline void ask_for_huge_pages(void* memory, int64_t bytes) {
 }
 
 // Scratch of a thread, aligned to cache lines, that it keeps for its next kernel, up to kMost
-// bytes: a small model calls dozens of kernels in a few milliseconds, each with a few arrays for each
-// thread.
+// bytes: a small model calls dozens of kernels in a few milliseconds, each with a few arrays for
+// each thread.
 class Scratches {
  public:
   static void* take(size_t bytes) {
