@@ -64,8 +64,8 @@ def _without_scratch(name: str, operands: Any, results: Any) -> tuple[Any, Any]:
 
 def _paths(tables: torch.Tensor) -> int:
     """Of an edge, as ``TensorProductProblem.flops_per_edge`` counts it."""
-    blocks1, _, blocks3, paths, *_ = tables[:6].tolist()
-    begin, fields = 6 + 2 * (blocks1 + blocks3), len(PATH_FIELDS)
+    blocks1, _, blocks3, paths, _, _, _ = header = tables[:7].tolist()
+    begin, fields = len(header) + 2 * (blocks1 + blocks3), len(PATH_FIELDS)
     rows = tables[begin : begin + paths * fields].view(paths, fields)
     return int((2 * rows[:, 0] * rows[:, 1] * rows[:, 3]).sum())
 
@@ -91,7 +91,7 @@ def _conv_backward(
 
 
 def _linear(x, weight, types, tables, *_) -> int:
-    paths = tables[4:].view(-1, 6)  # in, mul_in, out, mul_out, dim, weight
+    paths = tables[6:].view(-1, 6)  # in, mul_in, out, mul_out, dim, weight
     return 2 * x.shape[0] * int((paths[:, 1] * paths[:, 3] * paths[:, 4]).sum())
 
 

@@ -1,12 +1,10 @@
 // CPU kernel of irreps_linear; fastmlip/ops/irreps_linear.py states the formula.
 //
 // Row (n, m) of a block of the result is a sum over rows u of the weights, each times the number
-// x[n, u, m], which is read where it lies in mul_ir layout. A task takes rows of one type and
+// x[n, u, m], which is read where it lies in either layout. A task takes rows of one type and
 // panels of the weights a few vectors wide, packed once: to [u][w], which for the transposed map
 // transposes them. Sums of a few rows and one panel stay in registers for all u.
 #include "irreps_linear.h"
-
-#include <map>
 
 #include "gemm.h"
 
@@ -21,8 +19,18 @@ constexpr int64_t kSumRows = 48;    // of which about as many are put back to mu
 
 // All paths that end in one block of the result.
 struct Group {
-  int64_t out, mul, dim, depth = 0;  // depth: of the sums
+  int64_t out, mul, dim;
+  int64_t width;      // channels of a panel, all but the last of a block
+  int64_t depth = 0;  // of the sums
   std::vector<LinearPath> paths;
+};
+
+// How far apart channels and components of a block lie.
+struct Steps {
+  int64_t channel, component;
+
+  Steps(bool ir_mul, int64_t mul, int64_t dim)
+      : channel(ir_mul ? 1 : dim), component(ir_mul ? mul : 1) {}
 };
 
 struct Task {
@@ -31,22 +39,27 @@ struct Task {
   int64_t begin, end;         // channels of the result
 };
 
+template <class T>
 std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
   const auto& header = *reinterpret_cast<const LinearHeader*>(tables);
   const auto* paths = reinterpret_cast<const LinearPath*>(&header + 1);
-  std::map<int64_t, Group> groups;
+  std::vector<Group> groups;
   for (int64_t i = 0; i < header.num_paths; ++i) {
     LinearPath path = paths[i];
     if (transposed) std::swap(path.in, path.out), std::swap(path.mul_in, path.mul_out);
     if (path.mul_in * path.mul_out == 0) continue;
-    Group& group = groups[path.out];
-    group.out = path.out, group.mul = path.mul_out, group.dim = path.dim;
-    group.depth += path.mul_in;
-    group.paths.push_back(path);
+    auto group = std::find_if(groups.begin(), groups.end(),
+                              [&](const Group& g) { return g.out == path.out; });
+    if (group == groups.end()) {
+      const int64_t vectors = (path.mul_out + kLanes<T> - 1) / kLanes<T>;
+      const int64_t panels = (vectors + kVectors - 1) / kVectors;
+      const int64_t width = (vectors + panels - 1) / panels * kLanes<T>;
+      group = groups.insert(group, {path.out, path.mul_out, path.dim, width});
+    }
+    group->depth += path.mul_in;
+    group->paths.push_back(path);
   }
-  std::vector<Group> result;
-  for (auto& [out, group] : groups) result.push_back(std::move(group));
-  return result;
+  return groups;
 }
 
 // Tasks in the order of their nodes, of as many panels as leave about 16 tasks to a thread: what
@@ -54,7 +67,6 @@ std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
 template <class T>
 std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& typed,
                              int64_t threads) {
-  constexpr int64_t width = kVectors * kLanes<T>;
   std::vector<Task> rows;
   int64_t panels = 0;
   for (const Group& group : groups) {
@@ -66,7 +78,7 @@ std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& type
       const int64_t nodes = end - begin;
       const int64_t even = std::clamp<int64_t>(nodes / least, 1, threads);
       const int64_t parts = (nodes + most * even - 1) / (most * even) * even;
-      panels += parts * ((group.mul + width - 1) / width);
+      panels += parts * ((group.mul + group.width - 1) / group.width);
       for (int64_t part = 0; part < parts; ++part)
         rows.push_back(
             {&group, type, begin + nodes * part / parts, begin + nodes * (part + 1) / parts, 0, 0});
@@ -76,11 +88,11 @@ std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& type
   std::stable_sort(rows.begin(), rows.end(),
                    [&](const Task& a, const Task& b) { return node(a) < node(b); });
   std::vector<Task> tasks;
-  const int64_t channels = width * std::max<int64_t>(1, panels / (16 * threads));
+  const int64_t at_once = std::max<int64_t>(1, panels / (16 * threads));
   for (Task task : rows)
     for (; task.end < task.group->mul; tasks.push_back(task)) {
       task.begin = task.end;
-      task.end = std::min(task.begin + channels, task.group->mul);
+      task.end = std::min(task.begin + at_once * task.group->width, task.group->mul);
     }
   return tasks;
 }
@@ -118,17 +130,27 @@ void pack_weights(const Group& group, const T* weight, bool transposed, int64_t 
   }
 }
 
-// sums[r] = sum over paths and u of x[r][u dim] panel[u], for kRows rows.
+// A row (n, m): where the irreps of n begin, and m.
+template <class T>
+struct Row {
+  const T* x;
+  int64_t component;
+};
+
+// sums[r] = sum over paths and u of the u-th number of rows[r] times panel[u], for kRows rows.
 template <class T, int C>
-[[gnu::noinline]] void multiply(const Group& group, const T* const* x, const T* panel, T* sums) {
+[[gnu::noinline]] void multiply(const Group& group, bool ir_mul, const Row<T>* rows, const T* panel,
+                                T* sums) {
   constexpr int L = kLanes<T>;
-  const int64_t dim = group.dim;
   Vec<T> sum[kRows * C];
   unroll<kRows * C>(kRows * C, [&](int i) FASTMLIP_INLINE { sum[i] = Vec<T>{}; });
   for (const LinearPath& path : group.paths) {
+    const Steps step(ir_mul, path.mul_in, path.dim);
     const T* row[kRows];
-    for (int r = 0; r < kRows; ++r) row[r] = x[r] + path.in;
-    for (int64_t u = 0; u < path.mul_in * dim; u += dim, panel += C * L) {
+    for (int r = 0; r < kRows; ++r)
+      row[r] = rows[r].x + path.in + rows[r].component * step.component;
+    const int64_t end = path.mul_in * step.channel;
+    for (int64_t u = 0; u < end; u += step.channel, panel += C * L) {
       Vec<T> w[C];
       unroll<C>(C, [&](int v) FASTMLIP_INLINE { w[v] = pin(load(panel + v * L)); });
       unroll<kRows>(kRows, [&](int r) FASTMLIP_INLINE {
@@ -140,13 +162,13 @@ template <class T, int C>
   unroll<kRows * C>(kRows * C, [&](int i) FASTMLIP_INLINE { store(sums + i * L, sum[i]); });
 }
 
-// Where the rows (n, m) of `count` nodes begin, and the last again for the rest of a tile.
+// The rows (n, m) of `count` nodes, and the last again for the rest of a tile.
 template <class T, class Node>
 int64_t rows_of(const Group& group, const T* x, int64_t dim_in, const Node& node, int64_t count,
-                const T** row) {
+                Row<T>* row) {
   int64_t rows = 0;
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t m = 0; m < group.dim; ++m) row[rows++] = x + node(i) * dim_in + m;
+    for (int64_t m = 0; m < group.dim; ++m) row[rows++] = {x + node(i) * dim_in, m};
   for (int64_t r = 0; r < kRows; ++r) row[rows + r] = row[rows - 1];
   return rows;
 }
@@ -155,8 +177,8 @@ int64_t rows_of(const Group& group, const T* x, int64_t dim_in, const Node& node
 template <class T, class F>
 void for_panels(const Task& task, const F& f) {
   constexpr int L = kLanes<T>;
-  for (int64_t channel = task.begin; channel < task.end; channel += kVectors * L) {
-    const int columns = int(std::min<int64_t>(kVectors * L, task.end - channel));
+  for (int64_t channel = task.begin; channel < task.end; channel += task.group->width) {
+    const int columns = int(std::min(task.group->width, task.end - channel));
     if (columns > 2 * L)
       f(std::integral_constant<int, kVectors>{}, channel, columns);
     else if (columns > L)
@@ -166,6 +188,22 @@ void for_panels(const Task& task, const F& f) {
   }
 }
 
+// Sums of one node, of components of C vectors of channels, to `columns` channels of its row.
+template <class T, int C>
+void put_back(const Group& group, bool ir_mul, const T* sums, int64_t channel, int columns,
+              T* row) {
+  constexpr int L = kLanes<T>;
+  if (!ir_mul) {
+    const PackedBlock block{columns, C * L, int(group.dim), int(group.out + channel * group.dim),
+                            0};
+    return with_dim(block.dim, [&](auto D) { unpack_block<T, D>(block, sums, row); });
+  }
+  T* to = row + group.out + channel;
+  for (int64_t m = 0; m < group.dim; ++m, to += group.mul, sums += C * L)
+    for (int v = 0; v < C && v * L < columns; ++v)
+      store_some(to + v * L, load(sums + v * L), columns - v * L);
+}
+
 template <class T>
 void apply(const T* x, const T* weight, const Typed& typed, const int64_t* tables, bool transposed,
            T* out, ParallelFor parallel_for, int64_t threads) {
@@ -173,7 +211,9 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
   const auto& header = *reinterpret_cast<const LinearHeader*>(tables);
   const int64_t dim_in = transposed ? header.dim_out : header.dim_in;
   const int64_t dim_out = transposed ? header.dim_in : header.dim_out;
-  const std::vector<Group> groups = make_groups(tables, transposed);
+  const bool ir_mul_in = transposed ? header.ir_mul_out : header.ir_mul_in;
+  const bool ir_mul_out = transposed ? header.ir_mul_in : header.ir_mul_out;
+  const std::vector<Group> groups = make_groups<T>(tables, transposed);
   const std::vector<Task> tasks = make_tasks<T>(groups, typed, threads);
   int64_t covered = 0, packed = 0, rows = 0;
   for (const Group& group : groups) {
@@ -185,7 +225,7 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
   Shares shares(int64_t(tasks.size()), threads);
   run(parallel_for, threads, [&](int64_t part) {
     const Buffer<T> panels = allocate<T>(packed), sums = allocate<T>(rows * kVectors * L);
-    std::vector<const T*> row(rows);
+    std::vector<Row<T>> row(rows);
     for (int64_t i; (i = shares.take(part)) >= 0;) {
       const Task& task = tasks[i];
       const Group& group = *task.group;
@@ -202,14 +242,10 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
         for_panels<T>(task, [&](auto C, int64_t channel, int columns) {
           const T* panel = panels.get() + (channel - task.begin) * group.depth;
           for (int64_t r = 0; r < rows; r += kRows)
-            multiply<T, C>(group, &row[r], panel, sums.get() + r * C * L);
-          const PackedBlock block{columns, C * L, int(group.dim),
-                                  int(group.out + channel * group.dim), 0};
-          with_dim(int(group.dim), [&](auto D) {
-            for (int64_t i = 0; i < count; ++i)
-              unpack_block<T, D>(block, sums.get() + i * group.dim * C * L,
-                                 out + node(i) * dim_out);
-          });
+            multiply<T, C>(group, ir_mul_in, &row[r], panel, sums.get() + r * C * L);
+          for (int64_t i = 0; i < count; ++i)
+            put_back<T, C>(group, ir_mul_out, sums.get() + i * group.dim * C * L, channel, columns,
+                           out + node(i) * dim_out);
         });
       }
     }
@@ -221,14 +257,15 @@ void apply(const T* x, const T* weight, const Typed& typed, const int64_t* table
 // Rows (node, m) of `width` irreps of dimension `dim`: to[(node, m) * stride + u]. `from` is where
 // the first of them starts in a row of x.
 template <class T>
-void pack_irreps(const Task& task, const Typed& typed, const T* from, int64_t row_size,
+void pack_irreps(const Task& task, const Typed& typed, const T* from, int64_t row_size, Steps step,
                  int64_t width, int64_t dim, int64_t stride, T* to) {
   with_dim(int(dim), [&](auto D) {
-    const int64_t d = D ? int64_t(D) : dim;
+    const int64_t d = D ? int64_t(D) : dim, channel = step.channel == 1 ? 1 : d;
     for (int64_t i = task.first; i < task.last; ++i, to += d * stride) {
       const T* row = from + (typed.node ? typed.node[i] : i) * row_size;
       for (int64_t m = 0; m < d; ++m)
-        for (int64_t u = 0; u < width; ++u) to[m * stride + u] = row[u * d + m];
+        for (int64_t u = 0; u < width; ++u)
+          to[m * stride + u] = row[u * channel + m * step.component];
     }
   });
 }
@@ -261,6 +298,8 @@ void dweight(const T* x, const T* grad, const Typed& typed, const int64_t* table
     std::vector<T*> c(most_in);
     for (int64_t i; (i = shares.take(part)) >= 0;) {
       const auto [path, type, column, columns] = tasks[i];
+      const Steps in(header.ir_mul_in, path->mul_in, path->dim);
+      const Steps out(header.ir_mul_out, path->mul_out, path->dim);
       const int64_t stride = round_up(int(path->mul_in), kTileRows);
       const int64_t nodes = std::max<int64_t>(1, depth / path->dim);
       T* to = result + type * header.weight_numel + path->weight + column;
@@ -269,10 +308,10 @@ void dweight(const T* x, const T* grad, const Typed& typed, const int64_t* table
       const int64_t end = typed.type_end ? typed.type_end[type] : typed.num_nodes;
       for (int64_t n = type && typed.type_end ? typed.type_end[type - 1] : 0; n < end; n += nodes) {
         const Task task{nullptr, type, n, std::min(n + nodes, end), 0};
-        pack_irreps(task, typed, x + path->in, header.dim_in, path->mul_in, path->dim, stride,
+        pack_irreps(task, typed, x + path->in, header.dim_in, in, path->mul_in, path->dim, stride,
                     a.get());
-        pack_irreps(task, typed, grad + path->out + column * path->dim, header.dim_out, columns,
-                    path->dim, columns, b.get());
+        pack_irreps(task, typed, grad + path->out + column * out.channel, header.dim_out, out,
+                    columns, path->dim, columns, b.get());
         gemm_rows<T, kTileRows, true, true>(a.get(), stride, int(path->mul_in),
                                             (task.last - task.first) * path->dim, b.get(), columns,
                                             columns, c.data());

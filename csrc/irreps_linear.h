@@ -10,6 +10,8 @@ namespace fastmlip {
 // The table that fastmlip/ops/irreps_linear.py writes: this, then its paths.
 struct LinearHeader {
   int64_t dim_in, dim_out, weight_numel, num_paths;
+  int64_t ir_mul_in,
+      ir_mul_out;  // layout of either end: [block][m][mul], or [block][mul][m] where 0
 };
 // Blocks `in` and `out` (where they start in a row) of mul_in and mul_out irreps of `dim`.
 struct LinearPath {

@@ -50,25 +50,24 @@ class Parts {
 template <class T>
 class PackedRows {
  public:
-  PackedRows(const std::vector<PackedBlock>& blocks, int dim, int packed, const T* rows,
-             int64_t num_nodes)
-      : blocks_(blocks), dim_(dim), packed_(packed), rows_(rows), num_nodes_(num_nodes) {
-    if (rows) memory_.emplace(std::max<int64_t>(64, num_nodes * packed * int64_t(sizeof(T))));
+  PackedRows(const Layout& layout, const T* rows, int64_t num_nodes)
+      : layout_(layout), rows_(rows), num_nodes_(num_nodes) {
+    if (rows && !layout.is_packed())
+      memory_.emplace(std::max<int64_t>(64, num_nodes * layout.packed * int64_t(sizeof(T))));
   }
 
   void fill(int64_t part, int64_t parts) {
-    if (!rows_) return;
+    if (!memory_) return;
     T* to = static_cast<T*>(memory_->get());
     const int64_t end = num_nodes_ * (part + 1) / parts;
     for (int64_t n = num_nodes_ * part / parts; n < end; ++n)
-      pack(blocks_, rows_ + n * dim_, to + n * packed_);
+      pack(layout_, rows_ + n * layout_.dim, to + n * layout_.packed);
   }
 
-  const T* get() const { return memory_ ? static_cast<const T*>(memory_->get()) : nullptr; }
+  const T* get() const { return memory_ ? static_cast<const T*>(memory_->get()) : rows_; }
 
  private:
-  const std::vector<PackedBlock>& blocks_;
-  const int dim_, packed_;
+  const Layout& layout_;
   const T* const rows_;
   const int64_t num_nodes_;
   std::optional<Workspace> memory_;
@@ -164,14 +163,14 @@ template <class T, bool kSecond, class Rows>
 void receive_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeOrder& order,
                   Scratch<T>& scratch, const T* x, const T* hx, const Part& part, int64_t n,
                   T* sum) {
-  std::fill_n(sum, plan.packed3, T(0));
+  std::fill_n(sum, plan.out.packed, T(0));
   const int64_t end = part.ptr[n + 1];
   for (int64_t k = part.ptr[n]; k < end; k += kLanes<T>) {
     const int count = int(std::min<int64_t>(kLanes<T>, end - k));
     const int64_t* edges = part.edge + k;
     rows.prepare(part, n, k);
     scratch.template fill<kSecond>(plan, t, rows, k, edges, order.dst_src + k, count,
-                                   rows.end(order.num_edges) - k, x, hx, plan.packed1);
+                                   rows.end(order.num_edges) - k, x, hx, plan.in.packed);
     for (const PlanPath<T>& path : plan.paths) {
       scratch.at(path);
       receive<T, kSecond>(path, scratch.group, sum);
@@ -184,16 +183,17 @@ template <class T, bool kSecond, class Rows>
 void send_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeOrder& order,
                Scratch<T>& scratch, const T* grad, const T* x, const T* hx, const Part& part,
                int64_t n, T* dx) {
-  std::fill_n(dx, plan.packed1, T(0));
+  std::fill_n(dx, plan.in.packed, T(0));
   const int64_t node = order.node[n];
-  const T *x_row = x + node * plan.packed1, *hx_row = kSecond ? hx + node * plan.packed1 : x_row;
+  const T *x_row = x + node * plan.in.packed,
+          *hx_row = kSecond ? hx + node * plan.in.packed : x_row;
   const int64_t end = part.ptr[n + 1];
   for (int64_t k = part.ptr[n]; k < end; k += kLanes<T>) {
     const int count = int(std::min<int64_t>(kLanes<T>, end - k));
     const int64_t* edges = part.edge + k;
     rows.prepare(part, n, k);
     scratch.template fill<kSecond>(plan, t, rows, k, edges, order.src_dst + k, count,
-                                   rows.end(order.num_edges) - k, grad, nullptr, plan.packed3);
+                                   rows.end(order.num_edges) - k, grad, nullptr, plan.out.packed);
     Group<T>& group = scratch.group;
     for (group.begin = 0; group.begin < count; group.begin = group.end) {
       group.end = std::min(group.begin + kStep, count);
@@ -209,8 +209,12 @@ void send_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeO
     for (int i = 0; i * kShortLanes<T> < count * plan.dim2; ++i)
       scratch.sums[i] = sum_each<T>(scratch.group.da + i * kShortLanes<T>, 1);
     const T* sums = reinterpret_cast<const T*>(scratch.sums.get());
-    for (int e = 0; e < count; ++e)
-      std::copy_n(sums + e * plan.dim2, plan.dim2, t.da + edges[e] * plan.dim2);
+    for (int e = 0; e < count; ++e) {
+      const T* from = sums + e * plan.dim2;
+      T* to = t.da + edges[e] * plan.dim2;
+      for (int m = 0; m < plan.dim2; m += kLanes<T>)
+        store_some(to + m, load_some(from + m, plan.dim2 - m), plan.dim2 - m);
+    }
   }
 }
 
@@ -223,12 +227,14 @@ void receive_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& mak
   run(parallel_for, threads, [&](int64_t thread) {
     Scratch<T> scratch(plan);
     auto rows = make_rows();
-    const Buffer<T> sum = allocate<T>(plan.packed3);
+    const Buffer<T> sum = allocate<T>(plan.out.packed);
     for (int64_t first, last; parts.take(thread, &first, &last);) {
       const Part part{order.dst_ptr, order.dst_edge, last};
       for (int64_t n = first; n < last; ++n) {
-        receive_node<T, kSecond>(plan, t, rows, order, scratch, x, hx, part, n, sum.get());
-        unpack(plan.blocks3, sum.get(), t.out + order.node[n] * plan.dim3);
+        T* row = t.out + order.node[n] * plan.out.dim;
+        T* to = plan.out.is_packed() ? row : sum.get();
+        receive_node<T, kSecond>(plan, t, rows, order, scratch, x, hx, part, n, to);
+        if (to != row) unpack(plan.out, to, row);
       }
     }
   });
@@ -242,12 +248,14 @@ void send_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& make_r
   run(parallel_for, threads, [&](int64_t thread) {
     Scratch<T> scratch(plan);
     auto rows = make_rows();
-    const Buffer<T> dx = allocate<T>(plan.packed1);
+    const Buffer<T> dx = allocate<T>(plan.in.packed);
     for (int64_t first, last; parts.take(thread, &first, &last);) {
       const Part part{order.src_ptr, order.src_edge, last};
       for (int64_t n = first; n < last; ++n) {
-        send_node<T, kSecond>(plan, t, rows, order, scratch, grad, x, hx, part, n, dx.get());
-        unpack(plan.blocks1, dx.get(), t.dx + order.node[n] * plan.dim1);
+        T* row = t.dx + order.node[n] * plan.in.dim;
+        T* to = plan.in.is_packed() ? row : dx.get();
+        send_node<T, kSecond>(plan, t, rows, order, scratch, grad, x, hx, part, n, to);
+        if (to != row) unpack(plan.in, to, row);
       }
     }
     finish_streams();

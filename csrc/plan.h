@@ -1,5 +1,6 @@
 // What the passes of tensor_product_conv.cpp work from: the problem's table, read once per call,
-// and rows in packed layout ([block][m][mul padded to a vector], padding zero).
+// and rows in packed layout ([block][m][mul padded to a vector], padding zero), which ir_mul is
+// where all multiplicities are whole vectors.
 #pragma once
 
 #include <algorithm>
@@ -45,11 +46,21 @@ struct PackedBlock {
   int mul, padded, dim, offset, packed_offset;
 };
 
+// Rows of irreps: as they lie in a tensor, and packed.
+struct Layout {
+  std::vector<PackedBlock> blocks;
+  int dim = 0, packed = 0;  // columns of each
+  bool ir_mul = false;
+
+  // Whether a row of the tensor is a packed one.
+  bool is_packed() const { return ir_mul && dim == packed; }
+};
+
 template <class T>
 struct Plan {
-  int dim1 = 0, dim2 = 0, dim3 = 0, packed1 = 0, packed3 = 0;
+  Layout in, out;
+  int dim2 = 0;
   int64_t weight_numel = 0;
-  std::vector<PackedBlock> blocks1, blocks3;
   std::vector<PlanPath<T>> paths;
   // The matrices of all paths, [d1 * d3] of each, or one number where l2 = 0: a term of each entry
   // that is not zero, and further ones; and all of them, by m2.
@@ -59,8 +70,8 @@ struct Plan {
   explicit Plan(const int64_t* tables) {
     const auto& header = *reinterpret_cast<const Header*>(tables);
     const auto* blocks = reinterpret_cast<const Block*>(&header + 1);
-    blocks1 = pack_blocks(blocks, header.num_blocks1, dim1, packed1);
-    blocks3 = pack_blocks(blocks + header.num_blocks1, header.num_blocks3, dim3, packed3);
+    in = make_layout(blocks, header.num_blocks1, header.ir_mul);
+    out = make_layout(blocks + header.num_blocks1, header.num_blocks3, header.ir_mul);
     const auto* rows =
         reinterpret_cast<const PathRow*>(blocks + header.num_blocks1 + header.num_blocks3);
     const auto* cg = reinterpret_cast<const CgRow*>(rows + header.num_paths);
@@ -69,9 +80,9 @@ struct Plan {
     for (int64_t i = 0; i < header.num_paths; ++i) {
       const PathRow& row = rows[i];
       if (row.mul == 0) continue;
-      const PackedBlock &in = blocks1[row.in1_block], &out = blocks3[row.out_block];
-      PlanPath<T> path{in.mul,        in.padded,        int(row.d1),       int(row.d2),
-                       int(row.d3),   in.packed_offset, out.packed_offset, int(row.weight_offset),
+      const PackedBlock &from = in.blocks[row.in1_block], &to = out.blocks[row.out_block];
+      PlanPath<T> path{from.mul,      from.padded,        int(row.d1),      int(row.d2),
+                       int(row.d3),   from.packed_offset, to.packed_offset, int(row.weight_offset),
                        matrix_entries};
       matrix_entries += path.d2 == 1 ? 1 : path.d1 * path.d3;
       add_matrix(row, path, cg);
@@ -119,14 +130,14 @@ struct Plan {
     }
   }
 
-  static std::vector<PackedBlock> pack_blocks(const Block* blocks, int64_t count, int& dim,
-                                              int& packed) {
-    std::vector<PackedBlock> result;
+  static Layout make_layout(const Block* blocks, int64_t count, bool ir_mul) {
+    Layout result;
+    result.ir_mul = ir_mul;
     for (int64_t i = 0; i < count; ++i) {
       const int mul = int(blocks[i].mul), d = int(blocks[i].dim), padded = round_up(mul, kLanes<T>);
-      result.push_back({mul, padded, d, dim, packed});
-      dim += mul * d;
-      packed += padded * d;
+      result.blocks.push_back({mul, padded, d, result.dim, result.packed});
+      result.dim += mul * d;
+      result.packed += padded * d;
     }
     return result;
   }
@@ -193,15 +204,30 @@ void unpack_block(const PackedBlock& b, const T* packed, T* row) {
 }
 
 template <class T>
-void pack(const std::vector<PackedBlock>& blocks, const T* row, T* packed) {
-  for (const PackedBlock& b : blocks)
-    with_dim(b.dim, [&](auto D) { pack_block<T, D>(b, row, packed); });
+void pack(const Layout& layout, const T* row, T* packed) {
+  for (const PackedBlock& b : layout.blocks) {
+    if (!layout.ir_mul) {
+      with_dim(b.dim, [&](auto D) { pack_block<T, D>(b, row, packed); });
+      continue;
+    }
+    for (int m = 0; m < b.dim; ++m) {
+      T* to = packed + b.packed_offset + m * b.padded;
+      std::copy_n(row + b.offset + m * b.mul, b.mul, to);
+      std::fill(to + b.mul, to + b.padded, T(0));
+    }
+  }
 }
 
 template <class T>
-void unpack(const std::vector<PackedBlock>& blocks, const T* packed, T* row) {
-  for (const PackedBlock& b : blocks)
-    with_dim(b.dim, [&](auto D) { unpack_block<T, D>(b, packed, row); });
+void unpack(const Layout& layout, const T* packed, T* row) {
+  for (const PackedBlock& b : layout.blocks) {
+    if (!layout.ir_mul) {
+      with_dim(b.dim, [&](auto D) { unpack_block<T, D>(b, packed, row); });
+      continue;
+    }
+    for (int m = 0; m < b.dim; ++m)
+      std::copy_n(packed + b.packed_offset + m * b.padded, b.mul, row + b.offset + m * b.mul);
+  }
 }
 
 }  // namespace fastmlip::FASTMLIP_ISA

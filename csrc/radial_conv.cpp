@@ -276,7 +276,7 @@ void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* t
              ParallelFor parallel_for, int64_t threads) {
   const Plan<T> plan(tables);
   const int64_t nodes = order.num_nodes, numel = plan.weight_numel;
-  PackedRows<T> x(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes);
+  PackedRows<T> x(plan.in, t.x, nodes);
   SplineTable<T> table(t, numel);
   fill(parallel_for, threads, x, table);
   auto receive = [&](const auto& make_rows, int64_t begin, int64_t end) {
@@ -309,8 +309,8 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
               ParallelFor parallel_for, int64_t threads) {
   const Plan<T> plan(tables);
   const int64_t nodes = order.num_nodes, numel = plan.weight_numel;
-  PackedRows<T> grad(plan.blocks3, plan.dim3, plan.packed3, t.grad, nodes);
-  PackedRows<T> x(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes);
+  PackedRows<T> grad(plan.out, t.grad, nodes);
+  PackedRows<T> x(plan.in, t.x, nodes);
   SplineTable<T> table(t, numel);
   fill(parallel_for, threads, grad, x, table);
   auto send = [&](const auto& make_rows, int64_t begin, int64_t end) {

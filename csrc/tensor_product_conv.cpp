@@ -40,8 +40,8 @@ void receive_pass(const Tensors<T>& t, const EdgeOrder& order, const int64_t* ta
                   ParallelFor parallel_for, int64_t threads) {
   const Plan<T> plan(tables);
   const int64_t nodes = order.num_nodes;
-  PackedRows<T> x(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes);
-  PackedRows<T> hx(plan.blocks1, plan.dim1, plan.packed1, t.hx, nodes);
+  PackedRows<T> x(plan.in, t.x, nodes);
+  PackedRows<T> hx(plan.in, t.hx, nodes);
   fill(parallel_for, threads, x, hx);
   auto rows = [&] { return EdgeRows<T>{t, plan.weight_numel}; };
   receive_nodes<T, kSecond>(plan, t, rows, order, x.get(), hx.get(), 0, nodes, parallel_for,
@@ -53,9 +53,9 @@ void send_pass(const Tensors<T>& t, const EdgeOrder& order, const int64_t* table
                ParallelFor parallel_for, int64_t threads) {
   const Plan<T> plan(tables);
   const int64_t nodes = order.num_nodes;
-  PackedRows<T> grad(plan.blocks3, plan.dim3, plan.packed3, t.grad, nodes);
-  PackedRows<T> x(plan.blocks1, plan.dim1, plan.packed1, t.x, nodes);
-  PackedRows<T> hx(plan.blocks1, plan.dim1, plan.packed1, t.hx, nodes);
+  PackedRows<T> grad(plan.out, t.grad, nodes);
+  PackedRows<T> x(plan.in, t.x, nodes);
+  PackedRows<T> hx(plan.in, t.hx, nodes);
   fill(parallel_for, threads, grad, x, hx);
   auto rows = [&] { return EdgeRows<T>{t, plan.weight_numel}; };
   send_nodes<T, kSecond>(plan, t, rows, order, grad.get(), x.get(), hx.get(), 0, nodes,

@@ -11,6 +11,7 @@ namespace fastmlip {
 // Header of the table that fastmlip/problem.py writes, then its rows.
 struct Header {
   int64_t num_blocks1, dim2, num_blocks3, num_paths, num_cg, weight_numel;
+  int64_t ir_mul;  // layout of x and out: [block][m][mul], or [block][mul][m] where 0
 };
 struct Block {
   int64_t mul, dim;

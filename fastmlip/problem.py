@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from e3nn.o3 import Irreps, wigner_3j
 
+from fastmlip import layout
+
 # Fields of one path's row in the table that the C++ kernels read; csrc/tensor_product_conv.h
 # names the same fields in the same order.
 PATH_FIELDS = (
@@ -78,15 +80,18 @@ class TensorProductProblem:
     """``irreps_in1 x irreps_in2 -> irreps_out`` with ``uvu`` instructions, one weight per channel.
 
     Build it with :meth:`from_instructions` (e3nn's arguments and normalisation) or
-    :meth:`from_e3nn` (a ready ``e3nn.o3.TensorProduct``). Data is in e3nn's ``mul_ir`` layout.
+    :meth:`from_e3nn` (a ready ``e3nn.o3.TensorProduct``). The first operand and the result are in
+    ``layout`` (:mod:`fastmlip.layout`), e3nn's ``mul_ir`` unless replaced.
     """
 
     irreps_in1: str
     irreps_in2: str
     irreps_out: str
     instructions: tuple[Instruction, ...]
+    layout: str = "mul_ir"
 
     def __post_init__(self) -> None:
+        layout.check("layout", self.layout)
         # cached here, because before Python 3.12 Dynamo cannot trace a cached_property's lock
         _ = self.key, self.dim_in1, self.dim_in2, self.dim_out, self.weight_numel
 
@@ -150,13 +155,15 @@ class TensorProductProblem:
     @cached_property
     def key(self) -> str:
         """This problem as a string; :meth:`from_key` is the inverse."""
-        return json.dumps([self.irreps_in1, self.irreps_in2, self.irreps_out, self.instructions])
+        irreps = self.irreps_in1, self.irreps_in2, self.irreps_out
+        return json.dumps([*irreps, self.instructions, self.layout])
 
     @staticmethod
     @cache
     def from_key(key: str) -> TensorProductProblem:
-        in1, in2, out, instructions = json.loads(key)
-        return TensorProductProblem(in1, in2, out, tuple(Instruction(*row) for row in instructions))
+        *irreps, instructions, layout = json.loads(key)
+        rows = tuple(Instruction(*row) for row in instructions)
+        return TensorProductProblem(*irreps, rows, layout)
 
     @cached_property
     def dim_in1(self) -> int:
@@ -202,7 +209,7 @@ class TensorProductProblem:
     def tables(self) -> torch.Tensor:
         """All the C++ kernels need, as one int64 tensor: a header, then rows, then CG triples.
 
-        ``[n_blocks1, n_blocks2_dim, n_blocks3, n_paths, n_cg, weight_numel]``; per block of
+        ``[n_blocks1, n_blocks2_dim, n_blocks3, n_paths, n_cg, weight_numel, ir_mul]``; per block of
         irreps_in1 and of irreps_out ``(mul, dim)``; per path :data:`PATH_FIELDS`; per CG triple
         ``(m1, m2, m3, bits of the float64 value)``. Integers only, so that ``module.float()`` or
         ``.half()`` cannot round the coefficients.
@@ -224,6 +231,7 @@ class TensorProductProblem:
             len(self.paths),
             len(triples),
             self.weight_numel,
+            int(self.layout == "ir_mul"),
         ]
         blocks = [n for irreps in (in1, out) for block in irreps for n in (block.mul, block.ir.dim)]
         bits = (

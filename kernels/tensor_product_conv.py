@@ -25,8 +25,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from e3nn.o3 import Irreps
 
+from fastmlip.layout import to_ir_mul
 from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import TensorProductProblem
 
@@ -306,18 +306,6 @@ def _tensor_product_conv_bwd_kernel(
 # ---------------------------------------------------------------- launchers
 
 
-def _packed(x: Tensor, irreps: str) -> Tensor:
-    """``x`` with every block's ``[mul, 2l + 1]`` transposed, so that channels lie together."""
-    blocks = Irreps(irreps)
-    if blocks.lmax == 0:
-        return x.contiguous()
-    parts = [
-        part.unflatten(1, (block.mul, block.ir.dim)).transpose(1, 2).flatten(1)
-        for block, part in zip(blocks, x.split([b.dim for b in blocks], dim=1), strict=True)
-    ]
-    return torch.cat(parts, dim=1)
-
-
 def _rows(like: Tensor, dim: int, written: set) -> Tensor:
     """``[N, dim]``, of zeros where the ``written`` blocks ``(offset, width)`` leave gaps."""
     covered = sum(width for _, width in written) == dim
@@ -329,8 +317,8 @@ def _receive_all(x, hx, a, ha, w, hw, order, problem) -> Tensor:
     a, ha, w, hw = (t if t is None else t.contiguous() for t in (a, ha, w, hw))
     ends = EdgeOrder(order, x.shape[0], a.shape[0])
     out = _rows(x, problem.dim_out, {(p.out_offset, p.mul * p.d3) for p in problem.paths})
-    packed = _packed(x, problem.irreps_in1)
-    packed_h = None if hx is None else _packed(hx, problem.irreps_in1)
+    packed = to_ir_mul(x, problem.irreps_in1)
+    packed_h = None if hx is None else to_ir_mul(hx, problem.irreps_in1)
     for launch in launches(problem, False, hx is not None, x.itemsize):
         run(
             _tensor_product_conv_fwd_kernel, (x.shape[0], launch.blocks),
@@ -349,7 +337,7 @@ def _send_all(grad, x, hx, a, ha, w, hw, order, problem) -> tuple[Tensor, Tensor
     dx = _rows(x, problem.dim_in1, {(p.in1_offset, p.mul * p.d1) for p in problem.paths})
     da = a.new_zeros((a.shape[0], parts, problem.dim_in2))
     dw = torch.empty_like(w)
-    packed = _packed(grad, problem.irreps_out)
+    packed = to_ir_mul(grad, problem.irreps_out)
     for launch in todo:
         run(
             _tensor_product_conv_bwd_kernel, (x.shape[0], launch.blocks),

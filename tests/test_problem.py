@@ -41,12 +41,12 @@ def test_tables_spell_out_the_problem(name):
     """Decoded by the layout that the docstring of ``tables`` states, for e3nn's symbols."""
     problem = CASES[name].problem
     table = problem.tables().tolist()
-    blocks1, dim2, blocks3, paths, triples, weights = table[:6]
+    blocks1, dim2, blocks3, paths, triples, weights, _ = header = table[:7]
     assert (dim2, paths, weights) == (problem.dim_in2, len(problem.paths), problem.weight_numel)
-    sizes = torch.tensor(table[6:][: 2 * (blocks1 + blocks3)]).reshape(-1, 2).prod(1)
+    sizes = torch.tensor(table[len(header) :][: 2 * (blocks1 + blocks3)]).reshape(-1, 2).prod(1)
     assert sizes[:blocks1].sum() == problem.dim_in1
     assert sizes[blocks1:].sum() == problem.dim_out
-    rows = table[6 + 2 * (blocks1 + blocks3) :][: len(PATH_FIELDS) * paths]
+    rows = table[len(header) + 2 * (blocks1 + blocks3) :][: len(PATH_FIELDS) * paths]
     cg = torch.tensor(table[len(table) - 4 * triples :]).reshape(-1, 4)
     values = cg[:, 3].contiguous().view(torch.float64)
     for number, path in enumerate(problem.paths):

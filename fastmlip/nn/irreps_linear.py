@@ -15,17 +15,28 @@ class IrrepsLinear(torch.nn.Module):
         irreps_in: irreps of ``x``.
         irreps_out: irreps of the result.
         instructions: pairs ``(i_in, i_out)`` of the numbers of two blocks.
+        layout_in: of ``x``, ``mul_ir`` or ``ir_mul``, see :mod:`fastmlip.layout`.
+        layout_out: of the result.
 
     Raises:
-        ValueError: an instruction between blocks of different irreps, by its number.
+        ValueError: an instruction between blocks of different irreps, by its number; a layout.
     """
 
     tables: torch.Tensor
 
-    def __init__(self, irreps_in: object, irreps_out: object, instructions: object) -> None:
+    def __init__(
+        self,
+        irreps_in: object,
+        irreps_out: object,
+        instructions: object,
+        layout_in: str = "mul_ir",
+        layout_out: str = "mul_ir",
+    ) -> None:
         super().__init__()
         pairs = tuple((int(i), int(k)) for i, k in instructions)  # type: ignore[attr-defined]
-        self.problem = LinearProblem(str(irreps_in), str(irreps_out), pairs)
+        self.problem = LinearProblem(
+            str(irreps_in), str(irreps_out), pairs, layout_in, layout_out
+        )
         self.register_buffer("tables", self.problem.tables(), persistent=False)
 
     def forward(

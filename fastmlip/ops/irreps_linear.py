@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 from e3nn.o3 import Irreps
 
-from fastmlip import backend
+from fastmlip import backend, layout
 from fastmlip.ops.edge_order import assert_in_range
 from fastmlip.ops.ladder import Rung, asked, ladder
 
@@ -32,17 +32,22 @@ Tensor = torch.Tensor
 class LinearProblem:
     """``irreps_in -> irreps_out`` along ``instructions``: pairs of the numbers of two blocks.
 
-    The weights ``[mul_in, mul_out]`` of the paths lie one behind the other, as in e3nn.
+    The weights ``[mul_in, mul_out]`` of the paths lie one behind the other, as in e3nn. Rows are in
+    the layouts of :mod:`fastmlip.layout`.
 
     Raises:
-        ValueError: naming the instruction and what is wrong with it.
+        ValueError: naming the instruction and what is wrong with it, or a layout.
     """
 
     irreps_in: str
     irreps_out: str
     instructions: tuple[tuple[int, int], ...]
+    layout_in: str = "mul_ir"
+    layout_out: str = "mul_ir"
 
     def __post_init__(self) -> None:
+        layout.check("layout_in", self.layout_in)
+        layout.check("layout_out", self.layout_out)
         # cached here, because before Python 3.12 Dynamo cannot trace a cached_property's lock
         _ = self.paths, self.dim_in, self.dim_out, self.weight_numel
 
@@ -77,7 +82,8 @@ class LinearProblem:
 
     def tables(self) -> Tensor:
         """What the C++ operator reads."""
-        header = (self.dim_in, self.dim_out, self.weight_numel, len(self.paths))
+        ir_mul = (int(one == "ir_mul") for one in (self.layout_in, self.layout_out))
+        header = (self.dim_in, self.dim_out, self.weight_numel, len(self.paths), *ir_mul)
         return torch.tensor([*header, *(field for path in self.paths for field in path)])
 
 
@@ -88,10 +94,10 @@ def irreps_linear(
     types: Tensor | None = None,
     tables: Tensor | None = None,
 ) -> Tensor:
-    """The map of this page, ``[N, irreps_out.dim]`` in ``mul_ir`` layout.
+    """The map of this page, ``[N, irreps_out.dim]`` in ``problem.layout_out``.
 
     Args:
-        x: ``[N, irreps_in.dim]``, float32 or float64.
+        x: ``[N, irreps_in.dim]`` in ``problem.layout_in``, float32 or float64.
         weight: ``[num_types, problem.weight_numel]``, one row where ``types`` is not given; dtype
             of ``x``.
         problem: irreps and paths.
@@ -150,13 +156,14 @@ def reference(
     # rows of a type alone, so that a number that is not finite reaches no other
     mine = (types[:nodes, None] == torch.arange(weight.shape[0], device=x.device))[..., None, None]
     out = x.new_zeros(nodes, problem.dim_out)
+    x = x if problem.layout_in == "mul_ir" else layout.to_mul_ir(x, problem.irreps_in)
     for start, mul_in, end, mul_out, dim, first in problem.paths:
         block = x[:, start : start + mul_in * dim].reshape(nodes, 1, mul_in, dim)
         w = weight[:, first : first + mul_in * mul_out].reshape(weight.shape[0], mul_in, mul_out)
         of_each_type = torch.einsum("ntum,tuw->ntwm", torch.where(mine, block, 0), w)
         result = torch.where(mine, of_each_type, 0).sum(1).flatten(1)
         out = out + torch.nn.functional.pad(result, (end, problem.dim_out - end - mul_out * dim))
-    return out
+    return out if problem.layout_out == "mul_ir" else layout.to_ir_mul(out, problem.irreps_out)
 
 
 # ---------------------------------------------------------------- derivatives

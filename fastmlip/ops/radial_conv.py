@@ -58,10 +58,10 @@ def radial_conv(
     order: Tensor | None = None,
     hidden: Tensor | None = None,
 ) -> Tensor:
-    """The convolution of this page: ``[N, irreps_out.dim]`` in ``mul_ir`` layout.
+    """The convolution of this page: ``[N, irreps_out.dim]`` in ``problem.layout``.
 
     Args:
-        x: node features ``[N, irreps_in1.dim]``, float32 or float64.
+        x: node features ``[N, irreps_in1.dim]`` in ``problem.layout``, float32 or float64.
         edge_attr: ``[E, irreps_in2.dim]``, dtype of ``x``.
         radial: ``[E, columns]``, dtype of ``x``; ``[E, 1]`` with ``first_row``.
         weight: ``[rows, problem.weight_numel]``, dtype of ``x``: a row for each column of

@@ -25,12 +25,13 @@ threads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
 import torch
 
-from fastmlip import backend
+from fastmlip import backend, layout
 from fastmlip.ops.edge_order import EdgeOrder, check_range, edge_order
 from fastmlip.ops.ladder import Rung, ladder
 from fastmlip.problem import TensorProductProblem
@@ -49,10 +50,10 @@ def tensor_product_conv(
     tables: Tensor | None = None,
     order: Tensor | None = None,
 ) -> Tensor:
-    """The convolution of this page: ``[N, irreps_out.dim]`` in ``mul_ir`` layout.
+    """The convolution of this page: ``[N, irreps_out.dim]`` in ``problem.layout``.
 
     Args:
-        x: node features ``[N, irreps_in1.dim]``, float32 or float64.
+        x: node features ``[N, irreps_in1.dim]`` in ``problem.layout``, float32 or float64.
         edge_attr: ``[E, irreps_in2.dim]``, dtype of ``x``.
         edge_weight: ``[E, problem.weight_numel]``, dtype of ``x``.
         edge_dst: receivers ``[E]``, int32 or int64, in ``[0, N)``, in any order.
@@ -89,8 +90,12 @@ def tensor_product_conv(
     operands = (x, edge_attr, edge_weight, order, tables)
     if which == "cpp":
         out = _CPP["forward"](*operands, problem.dim_out)
-    else:
+    elif problem.layout == "mul_ir":
         out = _TRITON["forward"](*operands, problem.key)
+    else:
+        operands = (layout.to_mul_ir(x, problem.irreps_in1), *operands[1:])
+        out = _TRITON["forward"](*operands, replace(problem, layout="mul_ir").key)
+        out = layout.to_ir_mul(out, problem.irreps_out)
     return out.to(dtype)
 
 
@@ -151,9 +156,11 @@ def reference(
 ) -> Tensor:
     """The formula of this page as einsums; differentiable by torch's own autograd to any order."""
     out = x.new_zeros(x.shape[0], problem.dim_out)
+    ir_mul = problem.layout == "ir_mul"
     for p, xs, a, w, cg in _paths(x, edge_attr, edge_weight, problem):
         message = torch.einsum("abc,eua,eb,eu->euc", cg, xs[edge_src.long()], a, w)
         columns = slice(p.out_offset, p.out_offset + p.mul * p.d3)
+        message = message.transpose(1, 2) if ir_mul else message
         out[:, columns] = out[:, columns].index_add(0, edge_dst.long(), message.flatten(1))
     return out
 
@@ -164,7 +171,11 @@ def _paths(x, edge_attr, edge_weight, problem):
         cg = [[[0.0] * p.d3 for _ in range(p.d2)] for _ in range(p.d1)]
         for m1, m2, m3, c in p.cg:
             cg[m1][m2][m3] = c
-        xs = x[:, p.in1_offset : p.in1_offset + p.mul * p.d1].unflatten(1, (p.mul, p.d1))
+        xs = x[:, p.in1_offset : p.in1_offset + p.mul * p.d1]
+        if problem.layout == "ir_mul":
+            xs = xs.unflatten(1, (p.d1, p.mul)).transpose(1, 2)
+        else:
+            xs = xs.unflatten(1, (p.mul, p.d1))
         a = edge_attr[:, p.in2_offset : p.in2_offset + p.d2]
         w = edge_weight[:, p.weight_offset : p.weight_offset + p.mul]
         yield p, xs, a, w, torch.tensor(cg, dtype=x.dtype, device=x.device)

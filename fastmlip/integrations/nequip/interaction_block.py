@@ -7,12 +7,15 @@ Otherwise:
 - the radial network runs once per pair of atoms; with frozen parameters, as in a compiled model or
   after ``model.requires_grad_(False)``, inside the convolution;
 - the self-connection is one linear map per type, where node attributes depend on the type alone;
+- 1 / sqrt(avg_num_neighbors), where it is one number, is part of ``linear_1``; between the linear
+  layers rows are in the layout that the convolution computes in;
 - what depends on the edges alone, their order and pairs, is found once for all layers;
 - after :mod:`fastmlip.integrations.nequip.tabulate`, a spline stands for the radial network.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace as replace_field
 from typing import Any
 
 import torch
@@ -22,6 +25,8 @@ from fastmlip.integrations.nequip import edges, linear, tensor_product_scatter
 from fastmlip.integrations.nequip.derived import Derived, derive
 from fastmlip.integrations.nequip.edges import ORDER
 from fastmlip.nn.radial_spline import RadialSpline
+from fastmlip.nn.tensor_product_conv import TensorProductConv
+from fastmlip.problem import TensorProductProblem
 
 HOST_ATTRIBUTES = (
     "linear_1", "linear_2", "edge_mlp", "tp_scatter", "sc", "ghost_exchange", "is_first_layer",
@@ -38,6 +43,8 @@ class FastInteractionBlock(Derived):
 
     type_embed: tuple[Any, ...]  # what node attributes are a function of the type by, or nothing
     maps: torch.nn.ModuleDict  # of linear_1, linear_2 and, folded by type, of sc
+    product: TensorProductConv  # of tp_scatter, between rows in ir_mul layout
+    norm_is_folded: bool
     is_last: bool
     spline: RadialSpline | None
     table_metadata: dict[str, str]
@@ -79,10 +86,14 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
     new = derive(FastInteractionBlock, old)  # children swapped later are swapped in both
     new.type_embed = _type_embed(old, model)
-    names = ("linear_1", "linear_2")
-    new.maps = torch.nn.ModuleDict(
-        {name: linear.FoldedLinear(getattr(old, name)) for name in names}
-    )
+    problem = replace_field(TensorProductProblem.from_e3nn(old.tp_scatter.tp), layout="ir_mul")
+    new.product = TensorProductConv.from_problem(problem)
+    norm: Any = old.avg_num_neighbors_norm
+    new.norm_is_folded = getattr(norm, "norm_shortcut", False)
+    factor = float(norm.norm_const) if new.norm_is_folded else 1.0
+    first = linear.FoldedLinear(old.linear_1, factor, layout_out="ir_mul")
+    second = linear.FoldedLinear(old.linear_2, irreps_in=problem.irreps_out, layout_in="ir_mul")
+    new.maps = torch.nn.ModuleDict({"linear_1": first, "linear_2": second})
     if new.type_embed:
         new.maps["sc"] = linear.TypedLinear(old.sc)
     blocks = [m for m in model.modules() if type(m).__name__ == type(old).__name__]
@@ -159,7 +170,8 @@ def _forward(block: Any, data: Data) -> Data:
         x = x[:num_local]
     sc = None if block.sc is None else self_connection(block, x, data)
     data["node_features"] = block.maps["linear_1"](x, block.linear_1)
-    data = block.avg_num_neighbors_norm(data)
+    if not block.norm_is_folded:
+        data = block.avg_num_neighbors_norm(data)
     if not block.is_first_layer:
         data = block.ghost_exchange(data, ghost_included=False)
     x = block.maps["linear_2"](convolution(block, data)[:num_local], block.linear_2)
@@ -168,7 +180,8 @@ def _forward(block: Any, data: Data) -> Data:
 
 
 def convolution(block: Any, data: Data) -> torch.Tensor:
-    """The radial network, tensor product and sum over edges, ``[N, irreps_mid.dim]``."""
+    """The radial network, tensor product and sum over edges, ``[N, irreps_mid.dim]``; this and
+    the node features in ``ir_mul`` layout."""
     x, edge_index, embedding = data["node_features"], data["edge_index"], data["edge_embedding"]
     if ORDER not in data:
         data[ORDER] = edges.order(data, x.shape[0])
@@ -187,10 +200,10 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
         pair, first_row = data.get(PAIR), None
         if layers:
             hidden = torch.cat([layer.flatten() for layer in layers])
-    conv = block.tp_scatter.conv
+    product = block.product
     return ops.radial_conv(
-        x, data["edge_attrs"], radial, weight, edge_index[0], edge_index[1], conv.problem,
-        conv.tables, pair, first_row, order, hidden,
+        x, data["edge_attrs"], radial, weight, edge_index[0], edge_index[1], product.problem,
+        product.tables, pair, first_row, order, hidden,
     )  # fmt: skip
 
 

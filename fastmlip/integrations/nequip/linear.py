@@ -7,24 +7,39 @@ import math
 from typing import Any
 
 import torch
+from e3nn.o3 import Irreps
 
 from fastmlip import nn
 
 
 class FoldedLinear(torch.nn.Module):
-    """``linear``, which keeps its weights: it is given at every call."""
+    """``factor`` times ``linear``, which keeps its weights: it is given at every call.
 
-    factors: torch.Tensor  # of the weights: e3nn's path weights
+    Rows may lie in other layouts, and in the blocks of other irreps that simplify to the same.
+    """
+
+    factors: torch.Tensor  # of the weights: e3nn's path weights, and the caller's
     folded: torch.Tensor | None  # weights with factors, where they are kept: in tabulated models
 
-    def __init__(self, linear: Any) -> None:
+    def __init__(
+        self,
+        linear: Any,
+        factor: float = 1.0,
+        irreps_in: Any = None,
+        layout_in: str = "mul_ir",
+        layout_out: str = "mul_ir",
+    ) -> None:
         super().__init__()
+        irreps_in = Irreps(str(linear.irreps_in if irreps_in is None else irreps_in))
+        parts = _parts(irreps_in, Irreps(str(linear.irreps_in)))
         paths = [path for path in linear.instructions if 0 not in path.path_shape]
+        # rows of a path's weights are those of its parts, one behind the other
+        instructions = [(i, path.i_out) for path in paths for i in parts[path.i_in]]
         self.map = nn.IrrepsLinear(
-            linear.irreps_in, linear.irreps_out, [(path.i_in, path.i_out) for path in paths]
+            irreps_in, linear.irreps_out, instructions, layout_in, layout_out
         )
         factors = [
-            torch.full(path.path_shape, path.path_weight, dtype=linear.weight.dtype).flatten()
+            linear.weight.new_full((math.prod(path.path_shape),), factor * path.path_weight)
             for path in paths
         ]
         self.register_buffer("factors", torch.cat(factors).unsqueeze(0), persistent=False)
@@ -35,8 +50,22 @@ class FoldedLinear(torch.nn.Module):
         return linear.weight * self.factors
 
     def forward(self, x: torch.Tensor, linear: Any) -> torch.Tensor:
-        """``linear(x)``."""
+        """``factor * linear(x)``."""
         return self.map(x, self.fold(linear) if self.folded is None else self.folded)
+
+
+def _parts(blocks: Irreps, merged: Irreps) -> list[list[int]]:
+    """The numbers of the ``blocks`` that each block of ``merged`` is made of."""
+    parts: list[list[int]] = []
+    numbers = iter([i for i, block in enumerate(blocks) if block.mul])
+    for mul, ir in merged:
+        parts.append([])
+        while (done := sum(blocks[i].mul for i in parts[-1])) < mul:
+            i = next(numbers, None)
+            if i is None or blocks[i].ir != ir or done + blocks[i].mul > mul:
+                raise ValueError(f"irreps_in: expected blocks that make {merged}, got {blocks}")
+            parts[-1].append(i)
+    return parts
 
 
 def unsupported(linear: Any) -> str:
