@@ -44,6 +44,7 @@ std::vector<Group> make_groups(const int64_t* tables, bool transposed) {
   const auto& header = *reinterpret_cast<const LinearHeader*>(tables);
   const auto* paths = reinterpret_cast<const LinearPath*>(&header + 1);
   std::vector<Group> groups;
+  groups.reserve(header.num_paths);
   for (int64_t i = 0; i < header.num_paths; ++i) {
     LinearPath path = paths[i];
     if (transposed) std::swap(path.in, path.out), std::swap(path.mul_in, path.mul_out);
@@ -68,6 +69,7 @@ template <class T>
 std::vector<Task> make_tasks(const std::vector<Group>& groups, const Typed& typed,
                              int64_t threads) {
   std::vector<Task> rows;
+  rows.reserve(groups.size() * typed.num_types);
   int64_t panels = 0;
   for (const Group& group : groups) {
     const int64_t most = std::max<int64_t>(1, kTaskRows / group.dim);

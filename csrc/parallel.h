@@ -18,9 +18,11 @@ void run(ParallelFor parallel_for, int64_t parts, const F& part) {
       parts, [](int64_t i, void* f) { (*static_cast<const F*>(f))(i); }, const_cast<F*>(&part));
 }
 
-// thing.fill(part, parts) of several things in one run: every run waits for its last thread.
+// thing.fill(part, parts) of several things, those that are not ready(), in one run: every run
+// waits for its last thread.
 template <class... Things>
 void fill(ParallelFor parallel_for, int64_t parts, Things&... things) {
+  if ((things.ready() && ...)) return;
   run(parallel_for, parts, [&](int64_t part) { (things.fill(part, parts), ...); });
 }
 

@@ -56,8 +56,10 @@ class PackedRows {
       memory_.emplace(std::max<int64_t>(64, num_nodes * layout.packed * int64_t(sizeof(T))));
   }
 
+  bool ready() const { return !memory_; }
+
   void fill(int64_t part, int64_t parts) {
-    if (!memory_) return;
+    if (ready()) return;
     T* to = static_cast<T*>(memory_->get());
     const int64_t end = num_nodes_ * (part + 1) / parts;
     for (int64_t n = num_nodes_ * part / parts; n < end; ++n)

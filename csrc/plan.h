@@ -77,6 +77,9 @@ struct Plan {
     const auto* cg = reinterpret_cast<const CgRow*>(rows + header.num_paths);
     dim2 = int(header.dim2);
     weight_numel = header.weight_numel;
+    paths.reserve(header.num_paths);
+    set.reserve(header.num_cg);
+    add.reserve(header.num_cg);
     for (int64_t i = 0; i < header.num_paths; ++i) {
       const PathRow& row = rows[i];
       if (row.mul == 0) continue;
@@ -88,6 +91,7 @@ struct Plan {
       add_matrix(row, path, cg);
       paths.push_back(path);
     }
+    by_m2.reserve(set.size() + add.size());
     by_m2 = set;
     by_m2.insert(by_m2.end(), add.begin(), add.end());
     std::sort(by_m2.begin(), by_m2.end(), [](const auto& a, const auto& b) {
@@ -133,6 +137,7 @@ struct Plan {
   static Layout make_layout(const Block* blocks, int64_t count, bool ir_mul) {
     Layout result;
     result.ir_mul = ir_mul;
+    result.blocks.reserve(count);
     for (int64_t i = 0; i < count; ++i) {
       const int mul = int(blocks[i].mul), d = int(blocks[i].dim), padded = round_up(mul, kLanes<T>);
       result.blocks.push_back({mul, padded, d, result.dim, result.packed});

@@ -42,29 +42,20 @@ Vec<T> piece(const double (&powers)[N], Vec<T> place) {
   return value;
 }
 
-// The table, where it is not aligned to cache lines a copy that is, once all parts are filled:
-// constants of a compiled model are not, and every load would take two lines.
+// The table, where it is not aligned to cache lines a copy that is: constants of a compiled model
+// are not, and every load would take two lines.
 template <class T>
 struct SplineTable {
-  const RadialTensors<T>& t;
   const int64_t blocks, block_size;
-  const Buffer<T> copy;
-  const T* const data;
+  Buffer<T> copy;
+  const T* data;
 
   SplineTable(const RadialTensors<T>& t, int64_t numel)
-      : t(t),
-        blocks(spline_blocks(numel)),
-        block_size(t.weight_rows * kSplineBlock),
-        copy(t.first_row && reinterpret_cast<uintptr_t>(t.weight) % 64
-                 ? allocate<T>(blocks * block_size)
-                 : nullptr),
-        data(copy ? copy.get() : t.weight) {}
-
-  void fill(int64_t part, int64_t parts) {
-    if (!copy) return;
-    const int64_t begin = blocks * block_size * part / parts;
-    const int64_t end = blocks * block_size * (part + 1) / parts;
-    std::copy(t.weight + begin, t.weight + end, copy.get() + begin);
+      : blocks(spline_blocks(numel)), block_size(t.weight_rows * kSplineBlock), data(t.weight) {
+    if (reinterpret_cast<uintptr_t>(data) % 64 == 0) return;
+    copy = allocate<T>(blocks * block_size);
+    std::copy_n(t.weight, blocks * block_size, copy.get());
+    data = copy.get();
   }
 };
 
@@ -78,7 +69,7 @@ struct SplineRows {
   static constexpr bool stream = false;
   static constexpr int kBasis = 8;
   const RadialTensors<T>& t;
-  const SplineTable<T>& table;
+  const SplineTable<T> table;
   const int64_t
       stride;  // a cache line more than the columns: rows do not all fall on the same ones
   Buffer<T> rows, gradients;
@@ -89,9 +80,9 @@ struct SplineRows {
   int64_t first[kBatch];  // where in a block of columns an edge's rows begin
   int64_t begin = 0, limit = 0;
 
-  SplineRows(const RadialTensors<T>& t, const SplineTable<T>& table)
+  SplineRows(const RadialTensors<T>& t, int64_t numel)
       : t(t),
-        table(table),
+        table(t, numel),
         stride(table.blocks * kSplineBlock + line),
         rows(allocate<T>(kBatch * stride)),
         gradients(t.dradial ? allocate<T>(kBatch * stride) : nullptr),

@@ -161,9 +161,9 @@ class TensorProductProblem:
     @staticmethod
     @cache
     def from_key(key: str) -> TensorProductProblem:
-        *irreps, instructions, layout = json.loads(key)
+        in1, in2, out, instructions, layout = json.loads(key)
         rows = tuple(Instruction(*row) for row in instructions)
-        return TensorProductProblem(*irreps, rows, layout)
+        return TensorProductProblem(in1, in2, out, rows, layout)
 
     @cached_property
     def dim_in1(self) -> int:

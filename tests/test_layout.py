@@ -17,6 +17,11 @@ LINEAR = OPERATORS["irreps_linear"]
 # whole vectors of channels, parts of vectors, a block twice, blocks that nothing reads or writes
 PRODUCTS = ("nequip-M-hidden", "odd-multiplicities", "repeated-irreps", "unused-blocks")
 
+LINEAR_MAPS = (
+    "nequip-M, self-connection", "odd multiplicities", "several paths to a block",
+    "types and high l", "empty blocks",
+)  # fmt: skip
+
 
 def _reordered(operator, problem, *inputs):
     """``operator`` in ir_mul layout, of and to rows in mul_ir."""
@@ -78,8 +83,7 @@ def test_radial_conv(name, kind):
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ends", ["in", "out", "in and out"])
-@pytest.mark.parametrize("name", ["nequip-M, self-connection", "odd multiplicities",
-                                  "several paths to a block", "types and high l", "empty blocks"])  # fmt: skip
+@pytest.mark.parametrize("name", LINEAR_MAPS)
 def test_irreps_linear(name, ends, dtype, backend):
     case = LINEAR.cases[name]
     layouts = {f"layout_{end}": "ir_mul" for end in ends.split(" and ")}

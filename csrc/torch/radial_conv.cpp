@@ -58,10 +58,8 @@ struct Call {
     expect(radial.size(1) == 1, "radial: expected one column");
     expect(first->dim() == 1 && first->size(0) == edges,
            "first_row: expected an entry for each edge");
-    const int64_t *row = first->const_data_ptr<int64_t>(), last = weight.size(1) - kSplinePieces;
-    bool ok = true;  // of all, without a branch for each
-    for (int64_t e = 0; e < edges; ++e) ok &= row[e] >= 0 && row[e] <= last;
-    expect(ok, "first_row: out of range");
+    const int64_t rows = weight.size(1) - kSplinePieces + 1;
+    expect(all_below(first->const_data_ptr<int64_t>(), edges, rows), "first_row: out of range");
   }
 
   void check_network() const {

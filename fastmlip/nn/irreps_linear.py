@@ -34,9 +34,7 @@ class IrrepsLinear(torch.nn.Module):
     ) -> None:
         super().__init__()
         pairs = tuple((int(i), int(k)) for i, k in instructions)  # type: ignore[attr-defined]
-        self.problem = LinearProblem(
-            str(irreps_in), str(irreps_out), pairs, layout_in, layout_out
-        )
+        self.problem = LinearProblem(str(irreps_in), str(irreps_out), pairs, layout_in, layout_out)
         self.register_buffer("tables", self.problem.tables(), persistent=False)
 
     def forward(

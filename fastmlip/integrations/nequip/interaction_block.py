@@ -15,7 +15,7 @@ Otherwise:
 
 from __future__ import annotations
 
-from dataclasses import replace as replace_field
+import dataclasses
 from typing import Any
 
 import torch
@@ -86,13 +86,15 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
     new = derive(FastInteractionBlock, old)  # children swapped later are swapped in both
     new.type_embed = _type_embed(old, model)
-    problem = replace_field(TensorProductProblem.from_e3nn(old.tp_scatter.tp), layout="ir_mul")
+    host: Any = old
+    problem = TensorProductProblem.from_e3nn(host.tp_scatter.tp)
+    problem = dataclasses.replace(problem, layout="ir_mul")
     new.product = TensorProductConv.from_problem(problem)
-    norm: Any = old.avg_num_neighbors_norm
+    norm = host.avg_num_neighbors_norm
     new.norm_is_folded = getattr(norm, "norm_shortcut", False)
     factor = float(norm.norm_const) if new.norm_is_folded else 1.0
-    first = linear.FoldedLinear(old.linear_1, factor, layout_out="ir_mul")
-    second = linear.FoldedLinear(old.linear_2, irreps_in=problem.irreps_out, layout_in="ir_mul")
+    first = linear.FoldedLinear(host.linear_1, factor, layout_out="ir_mul")
+    second = linear.FoldedLinear(host.linear_2, irreps_in=problem.irreps_out, layout_in="ir_mul")
     new.maps = torch.nn.ModuleDict({"linear_1": first, "linear_2": second})
     if new.type_embed:
         new.maps["sc"] = linear.TypedLinear(old.sc)
