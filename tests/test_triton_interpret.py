@@ -5,6 +5,7 @@ without the variable this file starts itself again with it. ``TRITON_INTERPRET=1
 file shows each check by name.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -58,6 +59,14 @@ else:
     @pytest.mark.parametrize("name", ["nequip-S-last", "repeated-path"])
     def test_up_to_third_derivatives(name):
         check(name, order=3, nodes=2, edges=2)
+
+    def test_rows_in_ir_mul_layout():
+        case = OP.cases["odd-multiplicities"]
+        inputs = make_inputs(case, torch.float64, nodes=3, edges=4)
+        of_ir_mul = replace(case.problem, layout="ir_mul")
+        op, reference = (partial(f, problem=of_ir_mul) for f in (OP.op, OP.reference))
+        with backend.use_backend("triton"), poison_empty():
+            assert_same_derivatives(op, reference, inputs, 2)
 
     def test_degrees_up_to_nine():
         check("high-l", order=1, nodes=2, edges=1)
