@@ -172,8 +172,11 @@ def _forward(block: Any, data: Data) -> Data:
         x = x[:num_local]
     sc = None if block.sc is None else self_connection(block, x, data)
     data["node_features"] = block.maps["linear_1"](x, block.linear_1)
-    if not block.norm_is_folded:
-        data = block.avg_num_neighbors_norm(data)
+    norm = block.avg_num_neighbors_norm
+    if block.norm_is_folded:  # the field that the host leaves
+        data[norm.norm_key] = norm.norm_const.expand(x.shape[0], -1)
+    else:
+        data = norm(data)
     if not block.is_first_layer:
         data = block.ghost_exchange(data, ghost_included=False)
     x = block.maps["linear_2"](convolution(block, data)[:num_local], block.linear_2)
