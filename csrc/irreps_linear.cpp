@@ -15,7 +15,7 @@ namespace {
 constexpr int kRows = FASTMLIP_VECTOR_BYTES == 64 ? 8 : 6;
 constexpr int kVectors = FASTMLIP_VECTOR_BYTES == 64 ? 3 : 2;
 constexpr int64_t kTaskRows = 256;  // a packed panel is used for about as many rows
-constexpr int64_t kSumRows = 48;    // of which about as many are put back to mul_ir at once
+constexpr int64_t kSumRows = 48;    // of which about as many are put back at once
 
 // All paths that end in one block of the result.
 struct Group {

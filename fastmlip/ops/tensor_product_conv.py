@@ -155,14 +155,13 @@ def reference(
     problem: TensorProductProblem,
 ) -> Tensor:
     """The formula of this page as einsums; differentiable by torch's own autograd to any order."""
+    x = x if problem.layout == "mul_ir" else layout.to_mul_ir(x, problem.irreps_in1)
     out = x.new_zeros(x.shape[0], problem.dim_out)
-    ir_mul = problem.layout == "ir_mul"
     for p, xs, a, w, cg in _paths(x, edge_attr, edge_weight, problem):
         message = torch.einsum("abc,eua,eb,eu->euc", cg, xs[edge_src.long()], a, w)
         columns = slice(p.out_offset, p.out_offset + p.mul * p.d3)
-        message = message.transpose(1, 2) if ir_mul else message
         out[:, columns] = out[:, columns].index_add(0, edge_dst.long(), message.flatten(1))
-    return out
+    return out if problem.layout == "mul_ir" else layout.to_ir_mul(out, problem.irreps_out)
 
 
 def _paths(x, edge_attr, edge_weight, problem):
@@ -171,11 +170,7 @@ def _paths(x, edge_attr, edge_weight, problem):
         cg = [[[0.0] * p.d3 for _ in range(p.d2)] for _ in range(p.d1)]
         for m1, m2, m3, c in p.cg:
             cg[m1][m2][m3] = c
-        xs = x[:, p.in1_offset : p.in1_offset + p.mul * p.d1]
-        if problem.layout == "ir_mul":
-            xs = xs.unflatten(1, (p.d1, p.mul)).transpose(1, 2)
-        else:
-            xs = xs.unflatten(1, (p.mul, p.d1))
+        xs = x[:, p.in1_offset : p.in1_offset + p.mul * p.d1].unflatten(1, (p.mul, p.d1))
         a = edge_attr[:, p.in2_offset : p.in2_offset + p.d2]
         w = edge_weight[:, p.weight_offset : p.weight_offset + p.mul]
         yield p, xs, a, w, torch.tensor(cg, dtype=x.dtype, device=x.device)
