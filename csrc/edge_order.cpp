@@ -58,41 +58,43 @@ void sort_nodes(const double* positions, int64_t num_nodes, int64_t* node) {
   for (int64_t n = 0; n < num_nodes; ++n) node[n] = int64_t(code[n] & 0xFFFFFFFF);
 }
 
-// ptr[i] .. ptr[i + 1]: where the edges of the i-th node stand; edges[...]: which they are;
-// others[...]: their nodes at the other end.
+// The first index out of range, or -1.
 template <class Index>
-void sort_by(const Index* key, const Index* other, bool sorted, const int64_t* place,
-             int64_t num_nodes, int64_t num_edges, int64_t* ptr, int64_t* edges, int64_t* others) {
+int64_t find_bad(const Index* key, int64_t num_nodes, int64_t num_edges) {
+  uint64_t bits = 0;  // the sign bit of one that is negative, or of what is left to the last node
+  for (int64_t e = 0; e < num_edges; ++e)
+    bits |= uint64_t(key[e]) | (uint64_t(num_nodes) - 1 - uint64_t(key[e]));
+  for (int64_t e = 0; bits >> 63; ++e)
+    if (key[e] < 0 || key[e] >= num_nodes) return e;
+  return -1;
+}
+
+// ptr[i] .. ptr[i + 1]: where the edges of the i-th node stand; edges[...]: which they are;
+// others[...]: their nodes at the other end. Place tells where a node stands.
+template <class Index, class Place>
+void sort_by(const Index* key, const Index* other, const Place& place, int64_t num_nodes,
+             int64_t num_edges, int64_t* ptr, int64_t* edges, int64_t* others) {
+  bool sorted = true;
+  for (int64_t e = 1; e < num_edges; ++e) sorted &= place(key[e - 1]) <= place(key[e]);
+  std::fill_n(ptr, num_nodes + 1, int64_t(0));
+  if (sorted)
+    for (int64_t e = 0, begin; e < num_edges; ptr[place(key[begin]) + 1] = e - begin)
+      for (begin = e; e < num_edges && key[e] == key[begin];) ++e;
+  else
+    for (int64_t e = 0; e < num_edges; ++e) ++ptr[place(key[e]) + 1];
+  for (int64_t n = 0; n < num_nodes; ++n) ptr[n + 1] += ptr[n];
   if (sorted) {
     std::iota(edges, edges + num_edges, int64_t(0));
-    for (int64_t e = 0; e < num_edges; ++e) others[e] = other[e];
+    std::copy_n(other, num_edges, others);
     return;
   }
   for (int64_t e = 0; e < num_edges; ++e) {
-    const int64_t to = ptr[place[key[e]]]++;
+    const int64_t to = ptr[place(key[e])]++;
     edges[to] = e;
     others[to] = other[e];
   }
   for (int64_t n = num_nodes; n > 0; --n) ptr[n] = ptr[n - 1];  // undo the advance
   ptr[0] = 0;
-}
-
-// Counts edges per node into ptr, as running sums; returns the first bad position or -1.
-template <class Index>
-int64_t count(const Index* key, const int64_t* place, int64_t num_nodes, int64_t num_edges,
-              int64_t* ptr, bool* sorted) {
-  for (int64_t n = 0; n <= num_nodes; ++n) ptr[n] = 0;
-  *sorted = true;
-  int64_t before = 0;
-  for (int64_t e = 0; e < num_edges; ++e) {
-    if (key[e] < 0 || key[e] >= num_nodes) return e;
-    const int64_t n = place[key[e]];
-    *sorted &= n >= before;
-    before = n;
-    ++ptr[n + 1];
-  }
-  for (int64_t n = 0; n < num_nodes; ++n) ptr[n + 1] += ptr[n];
-  return -1;
 }
 
 }  // namespace
@@ -106,7 +108,8 @@ const char* edge_order(const Index* dst, const Index* src, const double* positio
   int64_t* const first = ptr[1] + num_nodes + 1;
   int64_t* const edges[2] = {first, first + 2 * num_edges};
   int64_t *const node = first + 4 * num_edges, *const place = node + num_nodes;
-  if (positions && num_nodes > kFewNodes)
+  const bool along_curve = positions && num_nodes > kFewNodes;
+  if (along_curve)
     sort_nodes(positions, num_nodes, node);
   else
     std::iota(node, node + num_nodes, int64_t(0));
@@ -114,11 +117,13 @@ const char* edge_order(const Index* dst, const Index* src, const double* positio
   int64_t bad[2];
   run(parallel_for, threads, [&](int64_t part) {
     for (int64_t i = part; i < 2; i += threads) {
-      bool sorted;
-      bad[i] = count(ends[i], place, num_nodes, num_edges, ptr[i], &sorted);
-      if (bad[i] < 0)
-        sort_by(ends[i], ends[1 - i], sorted, place, num_nodes, num_edges, ptr[i], edges[i],
+      auto sort = [&](const auto& place) {
+        sort_by(ends[i], ends[1 - i], place, num_nodes, num_edges, ptr[i], edges[i],
                 edges[i] + num_edges);
+      };
+      bad[i] = find_bad(ends[i], num_nodes, num_edges);
+      if (bad[i] < 0)
+        along_curve ? sort([&](int64_t n) { return place[n]; }) : sort([](int64_t n) { return n; });
     }
   });
   *bad_position = bad[0] >= 0 ? bad[0] : bad[1];

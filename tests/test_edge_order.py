@@ -138,3 +138,19 @@ def test_an_index_out_of_range_is_named_with_its_place(argument, bad, dtype):
         edge_order(**index, num_nodes=4)
     with use_backend("reference"), pytest.raises(RuntimeError, match=argument):
         edge_order(**index, num_nodes=4)
+
+
+@pytest.mark.parametrize(
+    ("edge_dst", "edge_src", "num_nodes", "message"),
+    [
+        (torch.zeros(3).long(), torch.zeros(2).long(), 1, r"edge_src: expected shape \[E = 3\]"),
+        (torch.zeros(3).long(), torch.zeros(3, 1).long(), 1, r"edge_src: expected shape \[E = 3\]"),
+        (torch.zeros(1, 3).long(), torch.zeros(3).long(), 1, r"edge_dst: expected shape \[E\]"),
+        (torch.zeros(3).long(), torch.zeros(3).int(), 1, "int32 or int64, both the same"),
+        (torch.zeros(3), torch.zeros(3), 1, "int32 or int64, both the same"),
+        (torch.zeros(3).long(), torch.zeros(3).long(), -2, "num_nodes: .*got -2"),
+    ],
+)
+def test_the_raw_operator_checks_what_it_would_read(edge_dst, edge_src, num_nodes, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.fastmlip.edge_order_cpu(edge_dst, edge_src, num_nodes)

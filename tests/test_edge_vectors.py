@@ -83,7 +83,7 @@ def test_strides_opcheck_and_graphs():
         ({"positions": torch.zeros(17)}, ValueError, "positions: expected shape"),
         ({"positions": torch.zeros(17, 2)}, ValueError, "positions: expected shape"),
         ({"positions": torch.zeros(17, 3).half()}, TypeError, "positions: expected float32"),
-        ({"edge_src": torch.zeros(149).long()}, ValueError, "edge_src: expected shape"),
+        ({"edge_src": torch.zeros(149).long()}, ValueError, "edge_src: expected E"),
         ({"edge_src": torch.zeros(150)}, TypeError, "edge_src: expected int32 or int64"),
         ({"edge_src": torch.zeros(150).int()}, TypeError, "edge_src: expected torch.int64"),
         ({"edge_src": torch.full((150,), 17)}, RuntimeError, "edge_src"),

@@ -6,7 +6,15 @@ namespace {
 
 Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t num_nodes,
                       const std::optional<Tensor>& positions) {
+  const bool narrow = edge_dst.scalar_type() == ScalarType::Int;
+  expect(edge_dst.dim() == 1, "edge_dst: expected shape [E]");
   const int64_t num_edges = edge_dst.size(0);
+  expect(edge_src.dim() == 1 && edge_src.size(0) == num_edges,
+         "edge_src: expected shape [E = ", num_edges, "] as edge_dst has");
+  expect((narrow || edge_dst.scalar_type() == ScalarType::Long) &&
+             edge_src.scalar_type() == edge_dst.scalar_type(),
+         "edge_dst and edge_src: expected int32 or int64, both the same");
+  expect(num_nodes >= 0, "num_nodes: expected 0 or more, got ", num_nodes);
   if (positions) {
     expect_shape("positions", *positions, num_nodes, 3);
     expect(positions->scalar_type() == ScalarType::Double, "positions: expected float64");
@@ -16,7 +24,6 @@ Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t nu
   Tensor order = empty({EdgeOrder::size(num_nodes, num_edges)}, ScalarType::Long);
   int64_t* table = order.mutable_data_ptr<int64_t>();
   int64_t position = 0;
-  const bool narrow = dst.scalar_type() == ScalarType::Int;
   auto fill = [&](auto index) {
     using Index = decltype(index);
     return edge_order(dst.const_data_ptr<Index>(), src.const_data_ptr<Index>(),

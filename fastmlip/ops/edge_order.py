@@ -67,6 +67,29 @@ def check_range(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) 
         assert_in_range(index, name, num_nodes, "x.size(0)")
 
 
+def check_edges(edge_dst: torch.Tensor, edge_src: torch.Tensor, nodes: torch.Tensor, name: str):
+    """Raise ValueError or TypeError unless the two are indices of as many edges, on the device of
+    ``nodes``, the argument ``name``."""
+    for which, index in (("edge_dst", edge_dst), ("edge_src", edge_src)):
+        if index.dim() != 1:
+            raise ValueError(f"{which}: expected shape [E], got {tuple(index.shape)}")
+        if index.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{which}: expected int32 or int64, got {index.dtype}")
+        if index.device != nodes.device:
+            raise ValueError(
+                f"{which}: expected device {nodes.device} as {name} has, got {index.device}"
+            )
+    edges = edge_dst.shape[0]
+    if edge_src.shape[0] != edges:
+        raise ValueError(
+            f"edge_src: expected E = {edges} rows as in edge_dst, got {edge_src.shape[0]}"
+        )
+    if edge_dst.dtype != edge_src.dtype:
+        raise TypeError(
+            f"edge_src: expected {edge_dst.dtype} as edge_dst has, got {edge_src.dtype}"
+        )
+
+
 def edge_order(
     edge_dst: torch.Tensor,
     edge_src: torch.Tensor,

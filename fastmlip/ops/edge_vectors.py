@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 
 from fastmlip import backend
-from fastmlip.ops.edge_order import check_range, edge_order
+from fastmlip.ops.edge_order import check_edges, check_range, edge_order
 from fastmlip.ops.ladder import Rung, ladder
 
 Tensor = torch.Tensor
@@ -52,22 +52,7 @@ def _check(positions: Tensor, edge_dst: Tensor, edge_src: Tensor) -> None:
         raise ValueError(f"positions: expected shape [N, 3], got {tuple(positions.shape)}")
     if positions.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"positions: expected float32 or float64, got {positions.dtype}")
-    for name, index in (("edge_dst", edge_dst), ("edge_src", edge_src)):
-        if index.dim() != 1 or index.shape != edge_dst.shape:
-            raise ValueError(
-                f"{name}: expected shape [E], both the same, got {tuple(index.shape)}, "
-                f"edge_dst has {tuple(edge_dst.shape)}"
-            )
-        if index.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"{name}: expected int32 or int64, got {index.dtype}")
-        if index.device != positions.device:
-            raise ValueError(
-                f"{name}: expected device {positions.device} as positions has, got {index.device}"
-            )
-    if edge_src.dtype != edge_dst.dtype:
-        raise TypeError(
-            f"edge_src: expected {edge_dst.dtype} as edge_dst has, got {edge_src.dtype}"
-        )
+    check_edges(edge_dst, edge_src, positions, "positions")
 
 
 def reference(positions: Tensor, edge_dst: Tensor, edge_src: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ import torch
 
 from fastmlip import backend
 from fastmlip.ops import _spline as spline
-from fastmlip.ops.edge_order import edge_order
+from fastmlip.ops.edge_order import check_edges, edge_order
 from fastmlip.ops.ladder import Rung, ladder
 from fastmlip.ops.pair_linear import pair_linear, pair_linear_dx
 from fastmlip.ops.pair_linear import reference as pair_linear_reference
@@ -110,7 +110,6 @@ def _check(
 ) -> None:
     if x.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"x: expected float32 or float64, got {x.dtype}")
-    edges = edge_dst.shape[0] if edge_dst.dim() == 1 else None
     for name, value, columns, meaning in (
         ("x", x, problem.dim_in1, "[N, irreps_in1.dim]"),
         ("edge_attr", edge_attr, problem.dim_in2, "[E, irreps_in2.dim]"),
@@ -131,33 +130,24 @@ def _check(
         if value is not None and value.dtype != x.dtype:
             raise TypeError(f"{name}: expected {x.dtype} as x has, got {value.dtype}")
     for name, other in (
-        ("edge_attr", edge_attr), ("radial", radial), ("weight", weight), ("edge_dst", edge_dst),
-        ("edge_src", edge_src), ("edge_pair", edge_pair), ("first_row", first_row),
-        ("hidden", hidden),
+        ("edge_attr", edge_attr), ("radial", radial), ("weight", weight), ("edge_pair", edge_pair),
+        ("first_row", first_row), ("hidden", hidden),
     ):  # fmt: skip
         if other is not None and other.device != x.device:
             raise ValueError(f"{name}: expected device {x.device} as x has, got {other.device}")
-    for name, index in (("edge_dst", edge_dst), ("edge_src", edge_src)):
-        if index.dim() != 1:
-            raise ValueError(f"{name}: expected shape [E], got {tuple(index.shape)}")
-        if index.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"{name}: expected int32 or int64, got {index.dtype}")
-    if edge_dst.dtype != edge_src.dtype:
-        raise TypeError(
-            f"edge_src: expected {edge_dst.dtype} as edge_dst has, got {edge_src.dtype}"
-        )
+    check_edges(edge_dst, edge_src, x, "x")
     if edge_pair is not None and first_row is not None:
         raise ValueError("edge_pair and first_row: give one of them, not both")
     for name, index in (("edge_pair", edge_pair), ("first_row", first_row)):
         if index is not None and (index.dim() != 1 or index.dtype != torch.int64):
             raise TypeError(f"{name}: expected int64 of shape [E], got {index.dtype}")
     for name, rows in (
-        ("edge_src", edge_src), ("edge_attr", edge_attr), ("radial", radial),
-        ("edge_pair", edge_pair), ("first_row", first_row),
+        ("edge_attr", edge_attr), ("radial", radial), ("edge_pair", edge_pair),
+        ("first_row", first_row),
     ):  # fmt: skip
-        if rows is not None and rows.shape[0] != edges:
+        if rows is not None and rows.shape[0] != edge_dst.shape[0]:
             raise ValueError(
-                f"{name}: expected E = {edges} rows as in edge_dst, got {rows.shape[0]}"
+                f"{name}: expected E = {edge_dst.shape[0]} rows as in edge_dst, got {rows.shape[0]}"
             )
 
 

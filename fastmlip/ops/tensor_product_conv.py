@@ -32,12 +32,12 @@ from typing import Any
 import torch
 
 from fastmlip import backend, layout
-from fastmlip.ops.edge_order import EdgeOrder, check_range, edge_order
-from fastmlip.ops.ladder import Rung, ladder
+from fastmlip.ops.edge_order import EdgeOrder, check_edges, check_range, edge_order
+from fastmlip.ops.ladder import Rung, eager, ladder
 from fastmlip.problem import TensorProductProblem
 
 Tensor = torch.Tensor
-EDGE_DIMS = "[E, irreps_in2.dim]"
+FLOATS = (torch.float32, torch.float64)
 
 
 def tensor_product_conv(
@@ -69,6 +69,14 @@ def tensor_product_conv(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: an index out of range.
     """
+    which = backend.choose(x)
+    alike = x.dtype in FLOATS and x.dtype is edge_attr.dtype is edge_weight.dtype
+    if which == "cpp" and alike and eager():
+        try:
+            return _call_cpp(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables, order)
+        except (RuntimeError, IndexError):  # C++ checks what it takes
+            _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem)  # has the better error
+            raise
     _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if torch.is_autocast_enabled(x.device.type):
@@ -77,30 +85,40 @@ def tensor_product_conv(
         )
         common = torch.promote_types(common, torch.float32)
         x, edge_attr, edge_weight = x.to(common), edge_attr.to(common), edge_weight.to(common)
-    which = backend.choose(x)
     if which == "reference":
         check_range(edge_dst, edge_src, x.shape[0])
-        return reference(x, edge_attr, edge_weight, edge_dst, edge_src, problem).to(dtype)
+        out = reference(x, edge_attr, edge_weight, edge_dst, edge_src, problem)
+    elif which == "cpp":
+        out = _call_cpp(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables, order)
+    else:
+        out = _call_triton(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables, order)
+    return out.to(dtype)
+
+
+def _call_cpp(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables, order) -> Tensor:
+    if tables is None:
+        tables = problem.tables()
+    if order is None:
+        order = edge_order(edge_dst, edge_src, x.shape[0])
+    return _CPP["forward"](x, edge_attr, edge_weight, order, tables, problem.dim_out)
+
+
+def _call_triton(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables, order) -> Tensor:
     if tables is None:
         tables = problem.tables().to(x.device)
     if order is None:
         order = edge_order(edge_dst, edge_src, x.shape[0])
     elif order.shape != (EdgeOrder.size(x.shape[0], edge_dst.shape[0]),):
         raise ValueError(f"order: not the edge_order of these edges, got {tuple(order.shape)}")
-    operands = (x, edge_attr, edge_weight, order, tables)
-    if which == "cpp":
-        out = _CPP["forward"](*operands, problem.dim_out)
-    elif problem.layout == "mul_ir":
-        out = _TRITON["forward"](*operands, problem.key)
-    else:
-        operands = (layout.to_mul_ir(x, problem.irreps_in1), *operands[1:])
-        out = _TRITON["forward"](*operands, replace(problem, layout="mul_ir").key)
-        out = layout.to_ir_mul(out, problem.irreps_out)
-    return out.to(dtype)
+    if problem.layout == "mul_ir":
+        return _TRITON["forward"](x, edge_attr, edge_weight, order, tables, problem.key)
+    x = layout.to_mul_ir(x, problem.irreps_in1)
+    key = replace(problem, layout="mul_ir").key
+    out = _TRITON["forward"](x, edge_attr, edge_weight, order, tables, key)
+    return layout.to_ir_mul(out, problem.irreps_out)
 
 
 def _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem) -> None:
-    edges = edge_dst.shape[0] if edge_dst.dim() == 1 else None
     for name, value, columns, meaning in (
         ("x", x, problem.dim_in1, "[N, irreps_in1.dim]"),
         ("edge_attr", edge_attr, problem.dim_in2, "[E, irreps_in2.dim]"),
@@ -112,31 +130,19 @@ def _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem) -> None:
             )
         if not value.is_floating_point():
             raise TypeError(f"{name}: expected a floating dtype, got {value.dtype}")
-    for name, value in (("edge_dst", edge_dst), ("edge_src", edge_src)):
-        if value.dim() != 1:
-            raise ValueError(f"{name}: expected shape [E], got {tuple(value.shape)}")
-        if value.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"{name}: expected int32 or int64, got {value.dtype}")
-    for name, value in (
-        ("edge_src", edge_src), ("edge_attr", edge_attr), ("edge_weight", edge_weight)
-    ):  # fmt: skip
-        if value.shape[0] != edges:
-            raise ValueError(
-                f"{name}: expected E = {edges} rows as in edge_dst, got {value.shape[0]}"
-            )
-    for name, value in (
-        ("edge_attr", edge_attr), ("edge_weight", edge_weight), ("edge_dst", edge_dst),
-        ("edge_src", edge_src),
-    ):  # fmt: skip
+    for name, value in (("edge_attr", edge_attr), ("edge_weight", edge_weight)):
         if value.device != x.device:
             raise ValueError(f"{name}: expected device {x.device} as x has, got {value.device}")
-    if edge_dst.dtype != edge_src.dtype:
-        raise TypeError(
-            f"edge_src: expected {edge_dst.dtype} as edge_dst has, got {edge_src.dtype}"
-        )
+    check_edges(edge_dst, edge_src, x, "x")
+    for name, value in (("edge_attr", edge_attr), ("edge_weight", edge_weight)):
+        if value.shape[0] != edge_dst.shape[0]:
+            raise ValueError(
+                f"{name}: expected E = {edge_dst.shape[0]} rows as in edge_dst, got "
+                f"{value.shape[0]}"
+            )
     if torch.is_autocast_enabled(x.device.type):
         return
-    if x.dtype not in (torch.float32, torch.float64):
+    if x.dtype not in FLOATS:
         raise TypeError(f"x: expected float32 or float64, got {x.dtype}")
     for name, value in (("edge_attr", edge_attr), ("edge_weight", edge_weight)):
         if value.dtype != x.dtype:
