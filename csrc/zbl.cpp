@@ -73,59 +73,74 @@ inline V power(V t, double exponent) {
 
 struct Block {
   alignas(64) double r[kBlock],
-      inverse_length[kBlock], charges[kBlock], cutoff[kBlock], phi[kBlock];
+      inverse_length[kBlock], charges[kBlock], cutoff[kBlock], phi[kBlock], next[kBlock];
 };
 
-// phi^(N) of a vector of edges; the names are those of fastmlip/ops/zbl.py.
-template <int N, bool kNormed>
-inline V derivative(V r, V a, V charges, V cutoff, double p) {
+// phi^(N) of a vector of edges, and phi^(N + 1) where kNext; the names are those of
+// fastmlip/ops/zbl.py. phi is the same bits with and without phi' made next to it: powers of t
+// begin where those of phi' do, and values that both need are pinned, so as not to be fused with a
+// sum in one of the two.
+template <int N, bool kNormed, bool kNext>
+inline void derivative(V r, V a, V charges, V cutoff, double p, V (&phi)[1 + kNext]) {
+  constexpr int M = N + kNext, kLowest = M > 0 ? M : 1;
   const Bits close = r < all(kRMin);
   r = close ? all(kRMin) : r;
   const V inverse = 1.0 / r;
   const V s = kNormed ? cutoff * inverse : 1.0 / cutoff;
   const V t = kNormed ? cutoff : r * s;
 
-  V psi[N + 1] = {}, v[N + 1], u[N + 1], power_of_t[N + 1];
-  for (int k = 0; k < 4; ++k) {
-    V term = kC[k] * exp_of_negative(r * a * -kD[k]);
-    psi[0] += term;
-    for (int n = 1; n <= N; ++n) psi[n] += term *= a * -kD[k];
-  }
-  v[0] = psi[0] * inverse;
-  for (int n = 1; n <= N; ++n) v[n] = (psi[n] - double(n) * v[n - 1]) * inverse;
+  V psi[M + 1] = {}, v[M + 1], u[M + 1], power_of_t[kLowest + 1];
+  unroll<4>(4, [&](int k) FASTMLIP_INLINE {
+    const V e = pin(exp_of_negative(r * a * -kD[k]));
+    double factor = kC[k];
+    for (int n = 0; n <= M; ++n, factor *= -kD[k]) psi[n] += factor * e;
+  });
+  v[0] = pin(psi[0] * inverse);
+  V power_of_a = a;
+  for (int n = 1; n <= M; ++n, power_of_a *= a)
+    v[n] = pin((psi[n] * power_of_a - double(n) * v[n - 1]) * inverse);
 
-  power_of_t[N] = power(t, p - N);  // [n] = t^(p - n)
-  for (int n = N - 1; n >= 0; --n) power_of_t[n] = power_of_t[n + 1] * t;
+  power_of_t[kLowest] = power(t, p - kLowest);  // [n] = t^(p - n)
+  for (int n = kLowest - 1; n >= 0; --n) power_of_t[n] = power_of_t[n + 1] * t;
   const double half = p * (p + 1) / 2, slope = -half * (p + 2);
   u[0] = 1.0 - power_of_t[0] * ((p + 1) * (p + 2) / 2 - t * (p * (p + 2) - t * half));
-  if constexpr (N > 0) u[1] = slope * power_of_t[1] * (1.0 - t) * (1.0 - t) * s;
-  if constexpr (N > 1) u[2] = slope * power_of_t[2] * (1.0 - t) * ((p - 1) - (p + 1) * t) * (s * s);
-  if constexpr (N > 2)
+  if constexpr (M > 0) u[1] = slope * power_of_t[1] * (1.0 - t) * (1.0 - t) * s;
+  if constexpr (M > 1) u[2] = slope * power_of_t[2] * (1.0 - t) * ((p - 1) - (p + 1) * t) * (s * s);
+  if constexpr (M > 2)
     u[3] = slope * power_of_t[3] * ((p - 1) * (p - 2) - t * (2 * p * (p - 1) - t * (p * (p + 1)))) *
            (s * s * s);
 
-  V sum = v[N] * u[0];
-  double binomial = 1;
-  for (int k = 1; k <= N; ++k) {
-    binomial = binomial * (N - k + 1) / k;
-    sum += binomial * v[N - k] * u[k];
+  for (int n = N; n <= M; ++n) {
+    V sum = pin(v[n] * u[0]);
+    double binomial = 1;
+    for (int k = 1; k <= n; ++k) {
+      binomial = binomial * (n - k + 1) / k;
+      sum += binomial * v[n - k] * u[k];
+    }
+    sum *= charges;
+    sum = t >= all(1.0) ? V{} : sum;
+    phi[n - N] = n > 0 ? (close ? V{} : sum) : sum;
   }
-  sum *= charges;
-  sum = t >= all(1.0) ? V{} : sum;
-  return N > 0 ? (close ? V{} : sum) : sum;
 }
 
-template <int N, bool kNormed>
+template <int N, bool kNormed, bool kNext>
 void derivatives(Block& b, int count, double p) {
-  for (int i = 0; i < count; i += kLanes<double>)
-    store(b.phi + i, derivative<N, kNormed>(load(b.r + i), load(b.inverse_length + i),
-                                            load(b.charges + i), load(b.cutoff + i), p));
+  for (int i = 0; i < count; i += kLanes<double>) {
+    V phi[1 + kNext];
+    derivative<N, kNormed, kNext>(load(b.r + i), load(b.inverse_length + i), load(b.charges + i),
+                                  load(b.cutoff + i), p, phi);
+    store(b.phi + i, phi[0]);
+    if constexpr (kNext) store(b.next + i, phi[1]);
+  }
 }
 
 using Derivatives = void (*)(Block&, int, double);
-constexpr Derivatives kDerivatives[2][4] = {
-    {derivatives<0, false>, derivatives<1, false>, derivatives<2, false>, derivatives<3, false>},
-    {derivatives<0, true>, derivatives<1, true>, derivatives<2, true>, derivatives<3, true>}};
+template <bool kNormed>
+constexpr Derivatives kOne[4] = {derivatives<0, kNormed, false>, derivatives<1, kNormed, false>,
+                                 derivatives<2, kNormed, false>, derivatives<3, kNormed, false>};
+template <bool kNormed>
+constexpr Derivatives kTwo[3] = {derivatives<0, kNormed, true>, derivatives<1, kNormed, true>,
+                                 derivatives<2, kNormed, true>};
 
 // The first of the edges begin .. begin + count - 1 with an index out of range.
 template <class T>
@@ -142,11 +157,8 @@ ZblBad find_bad(const ZblEdges<T>& t, int64_t begin, int count) {
   return {};
 }
 
-// phi^(order) of the edges begin .. begin + count - 1, count <= kBlock, times their weights.
 template <class T>
-ZblBad compute(const ZblEdges<T>& t, int64_t begin, int count, Block& b) {
-  const ZblBad bad = find_bad(t, begin, count);
-  if (bad.edge >= 0) return bad;
+void make_phi(const ZblEdges<T>& t, int64_t begin, int count, bool next, Block& b) {
   const int64_t *dst = t.dst + begin, *src = t.src + begin;
   const double *charge = t.atoms.charge, *power = t.atoms.power;
   for (int i = 0; i < count; ++i) {
@@ -163,7 +175,21 @@ ZblBad compute(const ZblEdges<T>& t, int64_t begin, int count, Block& b) {
   }
   for (int i = count; i % kLanes<double>; ++i)
     b.r[i] = b.inverse_length[i] = b.charges[i] = b.cutoff[i] = 1;
-  kDerivatives[t.normed != nullptr][t.order](b, count, t.p);
+  const auto& one = t.normed ? kOne<true> : kOne<false>;
+  const auto& two = t.normed ? kTwo<true> : kTwo<false>;
+  (next ? two[t.order] : one[t.order])(b, count, t.p);
+}
+
+// phi^(order) of the edges begin .. begin + count - 1, count <= kBlock, times their weights; and
+// phi^(order + 1) where `next` asks for it.
+template <class T>
+ZblBad compute(const ZblEdges<T>& t, int64_t begin, int count, bool next, Block& b) {
+  const ZblBad bad = find_bad(t, begin, count);
+  if (bad.edge >= 0) return bad;
+  if (t.phi)
+    std::copy_n(t.phi + begin, count, b.phi);
+  else
+    make_phi(t, begin, count, next, b);
   if (t.weight)
     for (int i = 0; i < count; ++i) b.phi[i] *= t.weight[begin + i];
   return {};
@@ -188,8 +214,8 @@ ZblBad first(const std::vector<ZblBad>& parts) {
 
 // f(block, begin, count) for the edges of each part; begin(i) .. begin(i + 1) are those of part i.
 template <class T, class Begin, class F>
-ZblBad for_blocks(const ZblEdges<T>& t, ParallelFor parallel_for, int64_t threads, Begin part_begin,
-                  const F& f) {
+ZblBad for_blocks(const ZblEdges<T>& t, double* next, ParallelFor parallel_for, int64_t threads,
+                  Begin part_begin, const F& f) {
   std::vector<ZblBad> found(threads);
   auto part = [&](int64_t i) {
     Block block;
@@ -197,8 +223,9 @@ ZblBad for_blocks(const ZblEdges<T>& t, ParallelFor parallel_for, int64_t thread
     auto work = f();
     for (int64_t begin = part_begin(i); begin < end; begin += kBlock) {
       const int count = int(std::min<int64_t>(kBlock, end - begin));
-      found[i] = compute(t, begin, count, block);
+      found[i] = compute(t, begin, count, next != nullptr, block);
       if (found[i].edge >= 0) return;
+      if (next) std::copy_n(block.next, count, next + begin);
       work(block, begin, count);
     }
   };
@@ -207,8 +234,8 @@ ZblBad for_blocks(const ZblEdges<T>& t, ParallelFor parallel_for, int64_t thread
 }
 
 template <class T>
-ZblBad nodes(const ZblEdges<T>& t, double* out, ParallelFor parallel_for, int64_t threads) {
-  std::fill_n(out, t.num_nodes, 0.0);
+ZblBad nodes(const ZblEdges<T>& t, double* out, double* next, ParallelFor parallel_for,
+             int64_t threads) {
   const int64_t edges = t.num_edges;
   auto cut = [&](int64_t i) { return edges * i / threads; };
   if (is_sorted(t.dst, edges)) {
@@ -218,7 +245,7 @@ ZblBad nodes(const ZblEdges<T>& t, double* out, ParallelFor parallel_for, int64_
       while (e > 0 && e < edges && t.dst[e] == t.dst[e - 1]) ++e;
       return e;
     };
-    return for_blocks(t, parallel_for, threads, begin, [&] {
+    return for_blocks(t, next, parallel_for, threads, begin, [&] {
       return [&](const Block& b, int64_t first, int count) {
         const int64_t* dst = t.dst + first;
         for (int i = 0; i < count;) {
@@ -231,7 +258,7 @@ ZblBad nodes(const ZblEdges<T>& t, double* out, ParallelFor parallel_for, int64_
     });
   }
   const std::unique_ptr<double[]> phi(new double[edges]);
-  const ZblBad bad = for_blocks(t, parallel_for, threads, cut, [&] {
+  const ZblBad bad = for_blocks(t, next, parallel_for, threads, cut, [&] {
     return [&](const Block& b, int64_t first, int count) {
       std::copy_n(b.phi, count, phi.get() + first);
     };
@@ -245,7 +272,7 @@ template <class T>
 ZblBad edges(const ZblEdges<T>& t, const double* grad, T* out, ParallelFor parallel_for,
              int64_t threads) {
   auto cut = [&](int64_t i) { return t.num_edges * i / threads; };
-  return for_blocks(t, parallel_for, threads, cut, [&] {
+  return for_blocks(t, nullptr, parallel_for, threads, cut, [&] {
     return [&](const Block& b, int64_t first, int count) {
       for (int i = 0; i < count; ++i) out[first + i] = T(grad[t.dst[first + i]] * b.phi[i]);
     };

@@ -18,6 +18,7 @@ template <class T>
 struct ZblEdges {
   int64_t num_edges, num_nodes, num_atoms, num_types;
   const T *length, *weight;
+  const double* phi;     // phi^(order) of each edge where it is known, or null
   const T* normed;       // [E] length / cutoff, or null where cutoffs are there
   const double* cutoff;  // [T, T] cutoff radii, row of the receiver, or null
   const int64_t *dst, *src;
@@ -33,9 +34,12 @@ struct ZblBad {
 };
 
 struct Zbl {
-  // out[n] = sum over edges e with dst[e] = n of weight[e] phi^(order)(length[e])
-  ZblBad (*nodes_f32)(const ZblEdges<float>&, double* out, ParallelFor, int64_t threads);
-  ZblBad (*nodes_f64)(const ZblEdges<double>&, double* out, ParallelFor, int64_t threads);
+  // out[n] += sum over edges e with dst[e] = n of weight[e] phi^(order)(length[e]);
+  // next[e] = phi^(order + 1)(length[e]), where next is not null
+  ZblBad (*nodes_f32)(const ZblEdges<float>&, double* out, double* next, ParallelFor,
+                      int64_t threads);
+  ZblBad (*nodes_f64)(const ZblEdges<double>&, double* out, double* next, ParallelFor,
+                      int64_t threads);
   // out[e] = weight[e] grad[dst[e]] phi^(order)(length[e])
   ZblBad (*edges_f32)(const ZblEdges<float>&, const double* grad, float* out, ParallelFor,
                       int64_t threads);

@@ -118,11 +118,13 @@ def reference_of(name):
 
 
 def widened(arguments):
-    """The same numbers in float64."""
-    wide = {
-        k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
-        for k, v in arguments.items()
-    }
+    """The same numbers in float64; lazy zeros in memory, for torch reads those of an index."""
+
+    def wide_one(v):
+        v = torch.zeros(v.shape, dtype=v.dtype) if v._is_zerotensor() else v
+        return v.double() if v.is_floating_point() else v
+
+    wide = {k: wide_one(v) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
     return wide | ({"dtype": torch.float64} if "dtype" in wide else {})
 
 

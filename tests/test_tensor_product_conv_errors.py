@@ -57,6 +57,16 @@ BAD = {
         "x: expected float32 or float64, got torch.float16",
     ),
     "complex x": ({"x": GOOD["x"] + 0j}, TypeError, "x: expected a floating dtype"),
+    "edge_attr elsewhere": (
+        {"edge_attr": GOOD["edge_attr"].to("meta")},
+        ValueError,
+        "edge_attr: expected device cpu as x has, got meta",
+    ),
+    "edge_src elsewhere": (
+        {"edge_src": GOOD["edge_src"].to("meta")},
+        ValueError,
+        "edge_src: expected device cpu as x has, got meta",
+    ),
     "other device": ({"x": GOOD["x"].to("meta")}, ValueError, "edge_attr: expected device meta"),
 }
 

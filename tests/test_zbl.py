@@ -231,6 +231,51 @@ def derivatives(case, inputs):
     return values
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("column", [False, True])
+def test_energies_that_it_is_added_to(column, backend):
+    """As energies alone, and a sum; gradients of both, to second order."""
+    case = OP.cases["oxides"]
+    length, *rest = OP.make_inputs(case, nodes=5, edges=40)
+    length = (length.unsqueeze(1) if column else length).requires_grad_()
+    base = torch.randn(5, 1, dtype=F64)[:, slice(None) if column else 0].requires_grad_()
+    numbers, prefactor, cutoff, p, _ = case.problem.arguments(OP.make_inputs(case))
+    rest = (*rest, numbers, prefactor, cutoff, p, 5)
+    with use_backend(backend):
+        alone, both = ops.zbl(length, *rest), ops.zbl(length, *rest, base)
+        assert both.shape == base.shape
+        assert_close(both, base + alone)
+        grads = [
+            torch.autograd.grad((e * 1e-3).sin().sum(), (length, base), create_graph=True)
+            for e in (both, base + alone)
+        ]
+        second = [
+            torch.autograd.grad(g[0].square().sum() + g[1].sum(), (length, base)) for g in grads
+        ]
+    for got, want in zip(grads[0], grads[1], strict=True):
+        assert_close(got, want, 1)
+    for got, want in zip(second[0], second[1], strict=True):
+        assert_close(got, want, 2)
+
+
+@pytest.mark.parametrize("name", OP.cases)
+def test_what_is_kept_for_a_derivative_changes_no_bit(name):
+    case = OP.cases[name]
+    length, index, types = OP.make_inputs(case, nodes=6, edges=300)
+    numbers, prefactor, cutoff, p, _ = case.problem.arguments(
+        OP.make_inputs(case, nodes=6, edges=300)
+    )
+    rest = (cutoff.contiguous(), index, types, numbers, prefactor, p)
+    zbl, backward = torch.ops.fastmlip.zbl_cpu, torch.ops.fastmlip.zbl_backward_cpu
+    grad = torch.randn(6, dtype=F64)
+    alone, nothing = zbl(length, None, None, *rest, 0, 6, False)
+    energy, phi = zbl(length, None, None, *rest, 0, 6, True)
+    assert nothing.numel() == 0
+    assert torch.equal(energy, alone)
+    kept = backward(grad, length, None, phi, *rest, 1)
+    assert torch.equal(kept, backward(grad, length, None, None, *rest, 1))
+
+
 # ---------------------------------------------------------------- bad calls
 
 GOOD = {
@@ -275,6 +320,9 @@ BAD = {
         {"edge_index": INDEX - torch.tensor([[0], [1]])}, RuntimeError,
         r"edge_index\[1, 2\] = -1 .* < 3, the length of atom_types"),
     "type": ({"atom_types": torch.tensor([0, 1, 2])}, RuntimeError, r"atom_types\[2\] = 2 .* < 2"),
+    "base shape": (
+        {"base": torch.zeros(3, 1, dtype=F64)}, ValueError, r"base: .*\(3,\) on cpu.*\(3, 1\)"),
+    "base dtype": ({"base": torch.zeros(3)}, TypeError, "base: expected float64, got .*float32"),
     "too many nodes": ({"num_nodes": 4}, RuntimeError, "num_nodes: more than atom_types has"),
 }  # fmt: skip
 

@@ -59,9 +59,11 @@ def test_opcheck(sizes, weighted):
     weight = torch.randn(edges, dtype=torch.float64, requires_grad=True) if weighted else None
     grad = torch.randn(nodes, dtype=torch.float64, requires_grad=True)
     rest = (cutoff.contiguous(), *inputs[1:], numbers, prefactor, p, 1)
-    operators = torch.ops.fastmlip
-    torch.library.opcheck(operators.zbl_cpu.default, (length, weight, *rest, nodes))
-    torch.library.opcheck(operators.zbl_backward_cpu.default, (grad, length, weight, *rest))
+    zbl, backward = torch.ops.fastmlip.zbl_cpu.default, torch.ops.fastmlip.zbl_backward_cpu.default
+    for base, keep in ((None, False), (torch.randn_like(grad, requires_grad=True), True)):
+        torch.library.opcheck(zbl, (length, weight, base, *rest, nodes, keep))
+    for phi in (None, torch.randn(edges, dtype=torch.float64)):
+        torch.library.opcheck(backward, (grad, length, weight, phi, *rest))
 
 
 # ---------------------------------------------------------------- graphs

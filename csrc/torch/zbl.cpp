@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "common.h"
@@ -36,14 +37,15 @@ void expect_length(const char* name, const Tensor& t, int64_t length) {
 // Contiguous operands of one call and a row for each atom.
 struct Call {
   Tensor length, cutoff, index, types, numbers;
-  std::optional<Tensor> weight;
+  std::optional<Tensor> weight, phi;
   double prefactor, p;
   int64_t num_nodes, order;
   std::vector<double> charge, power;  // of each atom
 
-  Call(const Tensor& length_, const std::optional<Tensor>& weight_, const Tensor& cutoff_,
-       const Tensor& index_, const Tensor& types_, const Tensor& numbers_, const Tensor& prefactor_,
-       double p, int64_t order, int64_t num_nodes)
+  Call(const Tensor& length_, const std::optional<Tensor>& weight_,
+       const std::optional<Tensor>& phi_, const Tensor& cutoff_, const Tensor& index_,
+       const Tensor& types_, const Tensor& numbers_, const Tensor& prefactor_, double p,
+       int64_t order, int64_t num_nodes)
       : length(packed(length_)),
         cutoff(packed(cutoff_)),
         index(packed(index_)),
@@ -78,6 +80,11 @@ struct Call {
       expect_dtype("weight", *weight, length.scalar_type(), length.scalar_type());
       expect(weight->sizes().equals(length.sizes()), "weight: expected the shape of edge_length");
     }
+    if (phi_) {
+      phi = packed(*phi_);
+      expect_dtype("phi", *phi, f64, f64);
+      expect_length("phi", *phi, edges);
+    }
     prefactor = value(prefactor_, 0);
 
     std::vector<double> charges(num_types), powers(num_types);  // of each type
@@ -109,6 +116,7 @@ struct Call {
             numbers.numel(),
             length.const_data_ptr<T>(),
             weight ? weight->const_data_ptr<T>() : nullptr,
+            phi ? phi->const_data_ptr<double>() : nullptr,
             normed ? cutoff.const_data_ptr<T>() : nullptr,
             normed ? nullptr : cutoff.const_data_ptr<double>(),
             ends,
@@ -129,28 +137,43 @@ struct Call {
   }
 };
 
-Tensor zbl_cpu(const Tensor& length, const std::optional<Tensor>& weight, const Tensor& cutoff,
-               const Tensor& index, const Tensor& types, const Tensor& numbers,
-               const Tensor& prefactor, double p, int64_t order, int64_t num_nodes) {
-  const Call call(length, weight, cutoff, index, types, numbers, prefactor, p, order, num_nodes);
+std::tuple<Tensor, Tensor> zbl_cpu(const Tensor& length, const std::optional<Tensor>& weight,
+                                   const std::optional<Tensor>& base, const Tensor& cutoff,
+                                   const Tensor& index, const Tensor& types, const Tensor& numbers,
+                                   const Tensor& prefactor, double p, int64_t order,
+                                   int64_t num_nodes, bool keep) {
+  const Call call(length, weight, std::nullopt, cutoff, index, types, numbers, prefactor, p, order,
+                  num_nodes);
+  expect(!keep || order < 3, "keep: there is no order beyond 3");
   const int64_t shape[2] = {num_nodes, 1};
   Tensor out = empty({shape, size_t(call.length.dim())}, ScalarType::Double);
+  Tensor next = empty({keep ? call.length.size(0) : 0}, ScalarType::Double);
   double* to = out.mutable_data_ptr<double>();
+  if (base) {
+    expect(base->sizes().equals(out.sizes()), "base: expected the shape of the result");
+    expect_dtype("base", *base, ScalarType::Double, ScalarType::Double);
+    const Tensor from = packed(*base);
+    std::copy_n(from.const_data_ptr<double>(), num_nodes, to);
+  } else {
+    std::fill_n(to, num_nodes, 0.0);
+  }
+  double* kept = keep ? next.mutable_data_ptr<double>() : nullptr;
   const int64_t threads = call.threads();
   call.expect_none(call.length.scalar_type() == ScalarType::Double
-                       ? zbl().nodes_f64(call.edges<double>(), to, parallel_for, threads)
-                       : zbl().nodes_f32(call.edges<float>(), to, parallel_for, threads));
-  return out;
+                       ? zbl().nodes_f64(call.edges<double>(), to, kept, parallel_for, threads)
+                       : zbl().nodes_f32(call.edges<float>(), to, kept, parallel_for, threads));
+  return {out, next};
 }
 
 Tensor zbl_backward_cpu(const Tensor& grad, const Tensor& length,
-                        const std::optional<Tensor>& weight, const Tensor& cutoff,
-                        const Tensor& index, const Tensor& types, const Tensor& numbers,
-                        const Tensor& prefactor, double p, int64_t order) {
+                        const std::optional<Tensor>& weight, const std::optional<Tensor>& phi,
+                        const Tensor& cutoff, const Tensor& index, const Tensor& types,
+                        const Tensor& numbers, const Tensor& prefactor, double p, int64_t order) {
   const Tensor g = packed(grad);
   expect_dtype("grad", g, ScalarType::Double, ScalarType::Double);
   const int64_t num_nodes = rows("grad", g);
-  const Call call(length, weight, cutoff, index, types, numbers, prefactor, p, order, num_nodes);
+  const Call call(length, weight, phi, cutoff, index, types, numbers, prefactor, p, order,
+                  num_nodes);
   Tensor out = empty_as(call.length);
   const int64_t threads = call.threads();
   const double* from = g.const_data_ptr<double>();
@@ -167,13 +190,14 @@ Tensor zbl_backward_cpu(const Tensor& grad, const Tensor& length,
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
-      "zbl_cpu(Tensor edge_length, Tensor? weight, Tensor cutoff, Tensor edge_index, Tensor "
-      "atom_types, Tensor atomic_numbers, Tensor prefactor, float p, int order, SymInt num_nodes) "
-      "-> Tensor");
+      "zbl_cpu(Tensor edge_length, Tensor? weight, Tensor? base, Tensor cutoff, Tensor edge_index, "
+      "Tensor atom_types, Tensor atomic_numbers, Tensor prefactor, float p, int order, SymInt "
+      "num_nodes, bool keep) -> (Tensor, Tensor)");
   m.def(
-      "zbl_backward_cpu(Tensor grad, Tensor edge_length, Tensor? weight, Tensor cutoff, Tensor "
-      "edge_index, Tensor atom_types, Tensor atomic_numbers, Tensor prefactor, float p, int order) "
-      "-> Tensor");
+      "zbl_backward_cpu(Tensor grad, Tensor edge_length, Tensor? weight, Tensor? phi, Tensor "
+      "cutoff, Tensor edge_index, Tensor atom_types, Tensor atomic_numbers, Tensor prefactor, "
+      "float "
+      "p, int order) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {

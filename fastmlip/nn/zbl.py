@@ -129,9 +129,9 @@ class ZBL(torch.nn.Module):
         nodes = before if before is not None else data.get(POSITIONS, types)
         energy = ops.zbl(
             length, data[EDGE_INDEX], types, self.atomic_numbers, self._qqr2exesquare, cutoff,
-            self.p, nodes.shape[0],
+            self.p, nodes.shape[0], None if before is None else before.double(),
         )  # fmt: skip
-        data[self.per_atom_energy_field] = energy if before is None else before + energy
+        data[self.per_atom_energy_field] = energy
         return data
 
     def extra_repr(self) -> str:

@@ -71,7 +71,8 @@ def tensor_product_conv(
     """
     which = backend.choose(x)
     alike = x.dtype in FLOATS and x.dtype is edge_attr.dtype is edge_weight.dtype
-    if which == "cpp" and alike and eager():
+    near = edge_attr.is_cpu and edge_weight.is_cpu and edge_dst.is_cpu and edge_src.is_cpu
+    if which == "cpp" and alike and near and eager():
         try:
             return _call_cpp(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables, order)
         except (RuntimeError, IndexError):  # C++ checks what it takes

@@ -18,13 +18,15 @@ in one place get no force from each other, and nothing that is not finite.
 phi acts on each edge by itself, so two operators close the ladder of derivatives. With order n and
 weights w per edge (1 where not given)::
 
-    zbl(w, n)_i          = sum over e of w_e phi^(n)(r_e)              per node
+    zbl(w, b, n)_i       = b_i + sum over e of w_e phi^(n)(r_e)        per node
     zbl_backward(g, w, n)_e = w_e g_i phi^(n)(r_e)                     per edge, g per node
-    d zbl(w, n) by r     = zbl_backward(k, w, n + 1)                   for a gradient k per node
-    d zbl_backward(g, w, n) by g, by r = zbl(k w, n), zbl_backward(g, k w, n + 1)   k per edge
+    d zbl(w, b, n) by r  = zbl_backward(k, w, n + 1)                   for a gradient k per node
+    d zbl_backward(g, w, n) by g, by r = zbl(k w, 0, n), zbl_backward(g, k w, n + 1)   k per edge
 
-up to n = 3. Everything runs in float64 whatever the dtype of the lengths. A node's edges are added
-in the order they come in: the result is the same bits in every run and for any number of threads.
+up to n = 3, where b are energies that ZBL is added to. Where a derivative follows, zbl keeps
+phi^(n + 1) of each edge for it, which shares the exponentials. Everything runs in float64 whatever
+the dtype of the lengths. A node's edges are added in the order they come in: the result is the same
+bits in every run and for any number of threads.
 
 Sources of the constants: the screening function and its length are the universal ones of J. F.
 Ziegler, J. P. Biersack and U. Littmark, "The Stopping and Range of Ions in Matter" (1985), with the
@@ -65,8 +67,9 @@ def zbl(
     cutoff: Tensor,
     p: float = 6.0,
     num_nodes: int | None = None,
+    base: Tensor | None = None,
 ) -> Tensor:
-    """Energies of this page in float64, differentiable in ``edge_length``.
+    """Energies of this page in float64, differentiable in ``edge_length`` and ``base``.
 
     ``[num_nodes]``, or ``[num_nodes, 1]`` where ``edge_length`` is a column.
 
@@ -82,6 +85,7 @@ def zbl(
             ``edge_length``. Derivatives take it for proportional to ``edge_length``.
         p: exponent of the envelope, at least 2.
         num_nodes: how many of the N atoms receive, where others are ghosts; default all.
+        base: energies that these are added to, of the result's shape, float64.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
@@ -93,30 +97,32 @@ def zbl(
         num_nodes = atom_types.numel()
     if which == "cpp" and eager() and _are_constants_on_a_cpu(*operands[1:]):
         try:
-            return _call(_CPP, *operands, p, num_nodes)  # checks what it takes
+            return _call(_CPP, *operands, p, num_nodes, base)  # checks what it takes
         except RuntimeError:
-            _check(*operands, p)  # has the better error for what it finds
+            _check(*operands, p, num_nodes, base)  # has the better error for what it finds
             raise
-    _check(*operands, p)
+    _check(*operands, p, num_nodes, base)
     if which == "reference":
         _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes)
-        return reference(*operands, p, num_nodes)
-    return _call(_CPP if which == "cpp" else _TRITON, *operands, p, num_nodes)
+        return reference(*operands, p, num_nodes, base)
+    return _call(_CPP if which == "cpp" else _TRITON, *operands, p, num_nodes, base)
 
 
 def _call(
-    calls, edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p, num_nodes
-) -> Tensor:
+    calls, edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p, num_nodes,
+    base,
+) -> Tensor:  # fmt: skip
     if cutoff.dim() == 2 and cutoff.dtype is torch.float32:
         cutoff = cutoff.double()
     if edge_index.dtype is torch.int32:
         edge_index = edge_index.long()
     if atom_types.dtype is torch.int32:
         atom_types = atom_types.long()
+    keep = edge_length.requires_grad and torch.is_grad_enabled()
     return calls["nodes"](
-        edge_length, None, cutoff, edge_index, atom_types, atomic_numbers, prefactor, float(p), 0,
-        num_nodes,
-    )  # fmt: skip
+        edge_length, None, base, cutoff, edge_index, atom_types, atomic_numbers, prefactor,
+        float(p), 0, num_nodes, keep,
+    )[0]  # fmt: skip
 
 
 def _are_constants_on_a_cpu(*operands: Tensor) -> bool:
@@ -124,7 +130,9 @@ def _are_constants_on_a_cpu(*operands: Tensor) -> bool:
     return not any(t.requires_grad or not t.is_cpu for t in operands)
 
 
-def _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p) -> None:
+def _check(
+    edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p, num_nodes, base
+) -> None:
     for name, value, size in (("edge_length", edge_length, "E"), ("atom_types", atom_types, "N")):
         if value.dim() != 1 and not (value.dim() == 2 and value.shape[1] == 1):
             raise ValueError(
@@ -173,6 +181,15 @@ def _check(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutof
             raise ValueError(f"{name}: requires a gradient, which ZBL does not give; detach it")
     if not p >= 2:
         raise ValueError(f"p: expected a number of at least 2, got {p}")
+    if base is not None:
+        shape = (num_nodes, *edge_length.shape[1:])
+        if base.shape != shape or base.device != edge_length.device:
+            raise ValueError(
+                f"base: expected shape {shape} on {edge_length.device}, got {tuple(base.shape)} on "
+                f"{base.device}"
+            )
+        if base.dtype is not torch.float64:
+            raise TypeError(f"base: expected float64, got {base.dtype}")
 
 
 # ---------------------------------------------------------------- reference, in plain PyTorch
@@ -187,6 +204,7 @@ def reference(
     cutoff: Tensor,
     p: float = 6.0,
     num_nodes: int | None = None,
+    base: Tensor | None = None,
 ) -> Tensor:
     """The formula of this page; differentiable by torch's own autograd to any order."""
     num_nodes = atom_types.shape[0] if num_nodes is None else num_nodes
@@ -200,7 +218,8 @@ def reference(
     envelope = 1 - (p + 1) * (p + 2) / 2 * t**p
     envelope = envelope + p * (p + 2) * t ** (p + 1) - p * (p + 1) / 2 * t ** (p + 2)
     phi = torch.where(t >= 1, 0.0, charges / r * psi * envelope)
-    return phi.new_zeros(num_nodes).index_add(0, edge_index[0].long(), phi).view(shape)
+    start = phi.new_zeros(num_nodes) if base is None else base.reshape(-1)
+    return start.index_add(0, edge_index[0].long(), phi).view(shape)
 
 
 def _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff):
@@ -226,25 +245,27 @@ def _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes) -> None:
 
 @torch.library.triton_op("fastmlip::zbl", mutates_args=())
 def _nodes(
-    edge_length: Tensor, weight: Tensor | None, cutoff: Tensor, edge_index: Tensor,
-    atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float, order: int,
-    num_nodes: int,
-) -> Tensor:  # fmt: skip
-    """``zbl(weight, order)`` of this page in float64, a column where edge_length is one; weight as
-    edge_length."""
+    edge_length: Tensor, weight: Tensor | None, base: Tensor | None, cutoff: Tensor,
+    edge_index: Tensor, atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float,
+    order: int, num_nodes: int, keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``zbl(weight, base, order)`` of this page in float64, a column where edge_length is one;
+    weight as edge_length. Nothing is kept: the kernel of a derivative makes phi again."""
     from fastmlip.kernels import zbl as kernels
 
     _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes)
-    return kernels.nodes(
+    energies = kernels.nodes(
         edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p, order,
         num_nodes,
     )  # fmt: skip
+    return energies if base is None else base + energies, energies.new_empty(0)
 
 
 @torch.library.triton_op("fastmlip::zbl_backward", mutates_args=())
 def _edges(
-    grad: Tensor, edge_length: Tensor, weight: Tensor | None, cutoff: Tensor, edge_index: Tensor,
-    atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float, order: int,
+    grad: Tensor, edge_length: Tensor, weight: Tensor | None, phi: Tensor | None, cutoff: Tensor,
+    edge_index: Tensor, atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float,
+    order: int,
 ) -> Tensor:  # fmt: skip
     """``zbl_backward(grad, weight, order)`` of this page, shaped like edge_length; grad is shaped
     like energies."""
@@ -261,13 +282,16 @@ def _edges(
 
 
 def _save_nodes(ctx, inputs, output) -> None:
-    *tensors, ctx.p, ctx.order, ctx.num_nodes = inputs
-    ctx.save_for_backward(*tensors)
+    length, weight, _, *rest, ctx.p, ctx.order, ctx.num_nodes, ctx.keep = inputs
+    phi = output[1]
+    ctx.mark_non_differentiable(phi)
+    ctx.set_materialize_grads(False)  # a gradient of `phi` would be as large
+    ctx.save_for_backward(length, weight, phi, *rest)
 
 
 def _save_edges(ctx, inputs, output) -> None:
-    *tensors, ctx.p, ctx.order = inputs
-    ctx.save_for_backward(*tensors)
+    grad, length, weight, _, *rest, ctx.p, ctx.order = inputs
+    ctx.save_for_backward(grad, length, weight, *rest)
 
 
 def _next(order: int) -> int:
@@ -276,28 +300,35 @@ def _next(order: int) -> int:
     return order + 1
 
 
-def _nodes_vjp(rungs, ctx, k):
-    length, weight, *rest = ctx.saved_tensors
+def _nodes_vjp(rungs, ctx, k, _):
+    if k is None:  # an output that nothing depends on
+        return (None,) * 12
+    length, weight, phi, *rest = ctx.saved_tensors
     edges, by_length, by_weight = rungs["edges"], None, None
     if ctx.needs_input_grad[0]:
-        by_length = edges(k, length, weight, *rest, ctx.p, _next(ctx.order))
+        kept = phi if ctx.keep else None
+        by_length = edges(k, length, weight, kept, *rest, ctx.p, _next(ctx.order))
     if ctx.needs_input_grad[1]:
-        by_weight = edges(k, length, None, *rest, ctx.p, ctx.order)
-    return by_length, by_weight, *(None,) * 8
+        by_weight = edges(k, length, None, None, *rest, ctx.p, ctx.order)
+    return by_length, by_weight, k if ctx.needs_input_grad[2] else None, *(None,) * 9
 
 
 def _edges_vjp(rungs, ctx, k):
     grad, length, weight, *rest = ctx.saved_tensors
     nodes, edges = rungs["nodes"], rungs["edges"]
     both = k if weight is None else k * weight
-    by_grad = by_length = by_weight = None
-    if ctx.needs_input_grad[0]:
-        by_grad = nodes(length, both, *rest, ctx.p, ctx.order, grad.shape[0])
-    if ctx.needs_input_grad[1]:
-        by_length = edges(grad, length, both, *rest, ctx.p, _next(ctx.order))
-    if ctx.needs_input_grad[2]:
-        by_weight = edges(grad, length, k, *rest, ctx.p, ctx.order)
-    return by_grad, by_length, by_weight, *(None,) * 7
+    by_grad = by_length = by_weight = phi = None
+    to_grad, to_length, to_weight = ctx.needs_input_grad[:3]
+    if to_grad:
+        keep = to_length and ctx.order < MAX_ORDER
+        sizes = (ctx.p, ctx.order, grad.shape[0], keep)
+        by_grad, phi = nodes(length, both, None, *rest, *sizes)
+        phi = phi if keep else None
+    if to_length:
+        by_length = edges(grad, length, both, phi, *rest, ctx.p, _next(ctx.order))
+    if to_weight:
+        by_weight = edges(grad, length, k, None, *rest, ctx.p, ctx.order)
+    return by_grad, by_length, by_weight, *(None,) * 8
 
 
 def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
@@ -317,9 +348,15 @@ if backend.load_extension() is None:
     _CPP = _ladder("_cpu")
 
     @torch.library.register_fake("fastmlip::zbl_cpu")
-    def _(edge_length, weight, cutoff, edge_index, atom_types, numbers, prefactor, p, order, nodes):
-        return edge_length.new_empty((nodes, *edge_length.shape[1:]), dtype=torch.float64)
+    def _(
+        edge_length, weight, base, cutoff, edge_index, atom_types, numbers, prefactor, p, order,
+        nodes, keep,
+    ):  # fmt: skip
+        def empty(*shape):
+            return edge_length.new_empty(shape, dtype=torch.float64)
+
+        return empty(nodes, *edge_length.shape[1:]), empty(edge_length.shape[0] if keep else 0)
 
     @torch.library.register_fake("fastmlip::zbl_backward_cpu")
-    def _(grad, edge_length, weight, cutoff, edge_index, types, numbers, prefactor, p, order):
+    def _(grad, edge_length, weight, phi, cutoff, edge_index, types, numbers, prefactor, p, order):
         return torch.empty_like(edge_length, memory_format=torch.contiguous_format)
