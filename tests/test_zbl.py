@@ -322,6 +322,8 @@ BAD = {
     "type": ({"atom_types": torch.tensor([0, 1, 2])}, RuntimeError, r"atom_types\[2\] = 2 .* < 2"),
     "base shape": (
         {"base": torch.zeros(3, 1, dtype=F64)}, ValueError, r"base: .*\(3,\) on cpu.*\(3, 1\)"),
+    "base device": (
+        {"base": torch.zeros(3, dtype=F64, device="meta")}, ValueError, "base: .*on cpu.*on meta"),
     "base dtype": ({"base": torch.zeros(3)}, TypeError, "base: expected float64, got .*float32"),
     "too many nodes": ({"num_nodes": 4}, RuntimeError, "num_nodes: more than atom_types has"),
 }  # fmt: skip

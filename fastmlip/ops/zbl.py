@@ -95,7 +95,8 @@ def zbl(
     which = backend.choose(edge_length)
     if num_nodes is None:
         num_nodes = atom_types.numel()
-    if which == "cpp" and eager() and _are_constants_on_a_cpu(*operands[1:]):
+    near = base is None or base.is_cpu
+    if which == "cpp" and near and eager() and _are_constants_on_a_cpu(*operands[1:]):
         try:
             return _call(_CPP, *operands, p, num_nodes, base)  # checks what it takes
         except RuntimeError:
@@ -282,7 +283,7 @@ def _edges(
 
 
 def _save_nodes(ctx, inputs, output) -> None:
-    length, weight, _, *rest, ctx.p, ctx.order, ctx.num_nodes, ctx.keep = inputs
+    length, weight, _, *rest, ctx.p, ctx.order, _, ctx.keep = inputs
     phi = output[1]
     ctx.mark_non_differentiable(phi)
     ctx.set_materialize_grads(False)  # a gradient of `phi` would be as large
