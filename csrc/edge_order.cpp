@@ -7,6 +7,8 @@
 #include <numeric>
 #include <vector>
 
+#include "in_range.h"
+
 namespace fastmlip {
 namespace {
 
@@ -56,17 +58,6 @@ void sort_nodes(const double* positions, int64_t num_nodes, int64_t* node) {
   }
   std::sort(code.begin(), code.end());
   for (int64_t n = 0; n < num_nodes; ++n) node[n] = int64_t(code[n] & 0xFFFFFFFF);
-}
-
-// The first index out of range, or -1.
-template <class Index>
-int64_t find_bad(const Index* key, int64_t num_nodes, int64_t num_edges) {
-  uint64_t bits = 0;  // the sign bit of one that is negative, or of what is left to the last node
-  for (int64_t e = 0; e < num_edges; ++e)
-    bits |= uint64_t(key[e]) | (uint64_t(num_nodes) - 1 - uint64_t(key[e]));
-  for (int64_t e = 0; bits >> 63; ++e)
-    if (key[e] < 0 || key[e] >= num_nodes) return e;
-  return -1;
 }
 
 // ptr[i] .. ptr[i + 1]: where the edges of the i-th node stand; edges[...]: which they are;
@@ -121,7 +112,7 @@ const char* edge_order(const Index* dst, const Index* src, const double* positio
         sort_by(ends[i], ends[1 - i], place, num_nodes, num_edges, ptr[i], edges[i],
                 edges[i] + num_edges);
       };
-      bad[i] = find_bad(ends[i], num_nodes, num_edges);
+      bad[i] = first_bad(ends[i], num_edges, num_nodes);
       if (bad[i] < 0)
         along_curve ? sort([&](int64_t n) { return place[n]; }) : sort([](int64_t n) { return n; });
     }

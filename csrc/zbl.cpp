@@ -12,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "in_range.h"
 #include "simd.h"
 
 namespace fastmlip::FASTMLIP_ISA {
@@ -145,15 +146,10 @@ constexpr Derivatives kTwo[3] = {derivatives<0, kNormed, true>, derivatives<1, k
 // The first of the edges begin .. begin + count - 1 with an index out of range.
 template <class T>
 ZblBad find_bad(const ZblEdges<T>& t, int64_t begin, int count) {
-  const uint64_t nodes = t.num_nodes, atoms = t.num_atoms;
-  const int64_t *dst = t.dst + begin, *src = t.src + begin;
-  bool bad = false;
-  for (int i = 0; i < count; ++i) bad |= uint64_t(dst[i]) >= nodes || uint64_t(src[i]) >= atoms;
-  if (__builtin_expect(bad, 0))
-    for (int i = 0; i < count; ++i) {
-      if (uint64_t(dst[i]) >= nodes) return {begin + i, true};
-      if (uint64_t(src[i]) >= atoms) return {begin + i, false};
-    }
+  const int64_t dst = first_bad(t.dst + begin, count, t.num_nodes);
+  const int64_t src = first_bad(t.src + begin, count, t.num_atoms);
+  if (dst >= 0 && (src < 0 || dst <= src)) return {begin + dst, true};
+  if (src >= 0) return {begin + src, false};
   return {};
 }
 

@@ -278,7 +278,7 @@ GOOD = {"edge_vec": (4, 3), "roots": (8,), "rmax_recip": ()}
         ),
         (
             {"edge_type": torch.full((2, 4), 2), "rmax_recip": torch.ones(4).double()},
-            RuntimeError, "edge_type: 2 is out of range: expected 0 <= type < 2",
+            RuntimeError, r"edge_type\[\d\]\[\d+\] = 2 is out of range: expected 0 <= value < 2",
         ),
         ({"tables": tables(3)}, RuntimeError, "tables: not a table of this l_max"),
     ],

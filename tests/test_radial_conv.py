@@ -274,8 +274,8 @@ def test_bad_arguments(changes, error, message):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"first_row": torch.full((56,), 1)}, RuntimeError, "first_row: out of range"),
-        ({"first_row": torch.full((56,), -1)}, RuntimeError, "first_row: out of range"),
+        ({"first_row": torch.full((56,), 1)}, RuntimeError, r"first_row\[0\] = 1 is out"),
+        ({"first_row": torch.full((56,), -1)}, RuntimeError, r"first_row\[0\] = -1 is out"),
         ({"radial": torch.zeros(56, 6, dtype=torch.float64)}, ValueError, "radial: expected shape"),
         ({"weight": torch.zeros(1, 5, 64, dtype=torch.float64)}, ValueError, "at least 6 rows"),
         ({"weight": torch.zeros(2, 6, 64, dtype=torch.float64)}, ValueError, "expected the table"),

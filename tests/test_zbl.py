@@ -314,11 +314,11 @@ BAD = {
     "p of nothing": ({"p": math.nan}, ValueError, "p: expected a number of at least 2, got nan"),
     "receiver": (
         {"edge_index": INDEX + torch.tensor([[2], [0]])}, RuntimeError,
-        r"edge_index\[0, 2\] = 3 .*0 <= index < 3, num_nodes"),
-    "ghost receiver": ({"num_nodes": 2}, RuntimeError, r"edge_index\[0, 3\] = 2 .* < 2"),
+        r"edge_index\[0\]\[2\] = 3 .*0 <= value < 3, num_nodes"),
+    "ghost receiver": ({"num_nodes": 2}, RuntimeError, r"edge_index\[0\]\[3\] = 2 .* < 2"),
     "sender": (
         {"edge_index": INDEX - torch.tensor([[0], [1]])}, RuntimeError,
-        r"edge_index\[1, 2\] = -1 .* < 3, the length of atom_types"),
+        r"edge_index\[1\]\[2\] = -1 .* < 3, the length of atom_types"),
     "type": ({"atom_types": torch.tensor([0, 1, 2])}, RuntimeError, r"atom_types\[2\] = 2 .* < 2"),
     "base shape": (
         {"base": torch.zeros(3, 1, dtype=F64)}, ValueError, r"base: .*\(3,\) on cpu.*\(3, 1\)"),

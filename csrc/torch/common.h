@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "../edge_order.h"
+#include "../in_range.h"
 #include "../isa.h"
 #include "../memory.h"
 #include "../parallel.h"
@@ -57,13 +58,18 @@ inline void expect_shape(const char* name, const Tensor& t, int64_t rows, int64_
          rows, ", ", columns, "]");
 }
 
-// Whether 0 <= index[i] < end for all i: neither it nor what is left to the end has the sign bit,
-// which vectors of any instruction set can tell.
-inline bool all_below(const int64_t* index, int64_t count, int64_t end) {
-  uint64_t bits = 0;
-  for (int64_t i = 0; i < count; ++i)
-    bits |= uint64_t(index[i]) | (uint64_t(end) - 1 - uint64_t(index[i]));
-  return bits >> 63 == 0;
+template <class... Text>
+[[noreturn, gnu::cold]] void fail_range(const char* name, int64_t i, int64_t value, int64_t end,
+                                        const Text&... what_end_is) {
+  fail(name, "[", i, "] = ", value, " is out of range: expected 0 <= value < ", end,
+       what_end_is...);
+}
+
+template <class... Text>
+inline void expect_range(const char* name, const int64_t* index, int64_t count, int64_t end,
+                         const Text&... what_end_is) {
+  if (const int64_t i = first_bad(index, count, end); i >= 0)
+    fail_range(name, i, index[i], end, what_end_is...);
 }
 
 // An edge of each pair stands for both, and for itself.
@@ -72,10 +78,7 @@ inline void expect_pairs(const Tensor& edge_pair, int64_t edges) {
              edge_pair.scalar_type() == ScalarType::Long && edge_pair.is_contiguous(),
          "edge_pair: expected int64 of shape [E], one behind the other");
   const int64_t* pair = edge_pair.const_data_ptr<int64_t>();
-  if (!all_below(pair, edges, edges))
-    for (int64_t e = 0; e < edges; ++e)
-      expect(pair[e] >= 0 && pair[e] < edges, "edge_pair[", e, "] = ", pair[e],
-             " is out of range: expected 0 <= index < E = ", edges);
+  expect_range("edge_pair", pair, edges, edges, ", the number of edges");
   for (int64_t e = 0; e < edges; ++e)
     expect(pair[pair[e]] == pair[e], "edge_pair[", e, "] = ", pair[e],
            ", which stands for others: expected it to stand for itself, got edge_pair[", pair[e],

@@ -63,9 +63,10 @@ struct Call {
     expect(shape.num_types * shape.num_types == rmax_recip.numel(),
            "rmax_recip: expected one number for each pair of types");
     const int64_t* type = edge_type->const_data_ptr<int64_t>();
-    for (int64_t n = 0; n < 2 * shape.edges; ++n)
-      expect(uint64_t(type[n]) < uint64_t(shape.num_types), "edge_type: ", type[n],
-             " is out of range: expected 0 <= type < ", shape.num_types);
+    for (const char* name : {"edge_type[0]", "edge_type[1]"}) {
+      expect_range(name, type, shape.edges, shape.num_types, ", the number of types");
+      type += shape.edges;
+    }
   }
 
   ScalarType dtype() const { return single ? ScalarType::Float : ScalarType::Double; }

@@ -35,8 +35,7 @@ Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t nu
     const Tensor& index = std::string(bad) == "edge_dst" ? dst : src;
     const int64_t value = narrow ? index.const_data_ptr<int32_t>()[position]
                                  : index.const_data_ptr<int64_t>()[position];
-    fail(bad, "[", position, "] = ", value, " is out of range: expected 0 <= index < ", num_nodes,
-         ", the rows of x");
+    fail_range(bad, position, value, num_nodes, ", the rows of x");
   }
   return order;
 }

@@ -38,11 +38,8 @@ struct Sorted {
 
   Sorted(const int64_t* types, int64_t num_nodes, int64_t num_types)
       : node(num_nodes), type_end(num_types) {
-    for (int64_t n = 0; n < num_nodes; ++n) {
-      expect(types[n] >= 0 && types[n] < num_types, "types[", n, "] = ", types[n],
-             " is out of range: expected 0 <= type < ", num_types);
-      ++type_end[types[n]];
-    }
+    expect_range("types", types, num_nodes, num_types, ", the number of types");
+    for (int64_t n = 0; n < num_nodes; ++n) ++type_end[types[n]];
     std::vector<int64_t> next(num_types);
     for (int64_t t = 1; t < num_types; ++t) next[t] = type_end[t - 1], type_end[t] += next[t];
     for (int64_t n = 0; n < num_nodes; ++n) node[next[types[n]]++] = n;

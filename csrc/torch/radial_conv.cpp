@@ -59,7 +59,7 @@ struct Call {
     expect(first->dim() == 1 && first->size(0) == edges,
            "first_row: expected an entry for each edge");
     const int64_t rows = weight.size(1) - kSplinePieces + 1;
-    expect(all_below(first->const_data_ptr<int64_t>(), edges, rows), "first_row: out of range");
+    expect_range("first_row", first->const_data_ptr<int64_t>(), edges, rows, ", of the table");
   }
 
   void check_network() const {

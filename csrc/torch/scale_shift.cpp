@@ -44,7 +44,7 @@ void expect_types(int64_t bad, const Types& types, int64_t num_types) {
   if (__builtin_expect(bad < 0, 1)) return;
   const int64_t value = types.narrow ? static_cast<const int32_t*>(types.data)[bad]
                                      : static_cast<const int64_t*>(types.data)[bad];
-  fail("types[", bad, "] = ", value, " is out of range: expected 0 <= type < ", num_types);
+  fail_range("types", bad, value, num_types, ", the number of types");
 }
 
 void expect_counts(const Values& scales, const Values& shifts, int64_t num_types) {

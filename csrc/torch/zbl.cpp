@@ -39,8 +39,8 @@ struct Call {
   Tensor length, cutoff, index, types, numbers;
   std::optional<Tensor> weight, phi;
   double prefactor, p;
-  int64_t num_nodes, order;
-  std::vector<double> charge, power;  // of each atom
+  int64_t atoms, num_nodes, order;
+  std::vector<double> charge, power;  // of each atom, where phi is not known
 
   Call(const Tensor& length_, const std::optional<Tensor>& weight_,
        const std::optional<Tensor>& phi_, const Tensor& cutoff_, const Tensor& index_,
@@ -60,8 +60,8 @@ struct Call {
     expect_dtype("atom_types", types, i64, i64);
     expect_dtype("atomic_numbers", numbers, f32, f64);
     expect_dtype("prefactor", prefactor_, f32, f64);
-    const int64_t edges = rows("edge_length", length), atoms = rows("atom_types", types);
-    const int64_t num_types = numbers.numel();
+    atoms = rows("atom_types", types);
+    const int64_t edges = rows("edge_length", length), num_types = numbers.numel();
     expect_length("atomic_numbers", numbers, num_types);
     expect_shape("edge_index", index, 2, edges);
     expect(p >= 2, "p: expected a number of at least 2, got ", p);
@@ -86,7 +86,10 @@ struct Call {
       expect_length("phi", *phi, edges);
     }
     prefactor = value(prefactor_, 0);
+    if (!phi) find_charges(num_types);
+  }
 
+  void find_charges(int64_t num_types) {
     std::vector<double> charges(num_types), powers(num_types);  // of each type
     for (int64_t i = 0; i < num_types; ++i) {
       charges[i] = value(numbers, i);
@@ -95,10 +98,8 @@ struct Call {
     charge.resize(atoms);
     power.resize(atoms);
     const int64_t* type = types.const_data_ptr<int64_t>();
+    expect_range("atom_types", type, atoms, num_types, ", the length of atomic_numbers");
     for (int64_t n = 0; n < atoms; ++n) {
-      expect(type[n] >= 0 && type[n] < num_types, "atom_types[", n, "] = ", type[n],
-             " is out of range: expected 0 <= type < ", num_types,
-             ", the length of atomic_numbers");
       charge[n] = charges[type[n]];
       power[n] = powers[type[n]];
     }
@@ -112,7 +113,7 @@ struct Call {
     const int64_t* ends = index.const_data_ptr<int64_t>();
     return {length.size(0),
             num_nodes,
-            int64_t(charge.size()),
+            atoms,
             numbers.numel(),
             length.const_data_ptr<T>(),
             weight ? weight->const_data_ptr<T>() : nullptr,
@@ -129,11 +130,9 @@ struct Call {
 
   void expect_none(const ZblBad& bad) const {
     if (bad.edge < 0) return;
-    const int64_t* ends = index.const_data_ptr<int64_t>() + (bad.is_dst ? 0 : length.size(0));
-    fail("edge_index[", bad.is_dst ? "0, " : "1, ", bad.edge, "] = ", ends[bad.edge],
-         " is out of range: expected 0 <= index < ",
-         bad.is_dst ? num_nodes : int64_t(charge.size()),
-         bad.is_dst ? ", num_nodes" : ", the length of atom_types");
+    const int64_t *dst = index.const_data_ptr<int64_t>(), *src = dst + length.size(0);
+    if (bad.is_dst) fail_range("edge_index[0]", bad.edge, dst[bad.edge], num_nodes, ", num_nodes");
+    fail_range("edge_index[1]", bad.edge, src[bad.edge], atoms, ", the length of atom_types");
   }
 };
 

@@ -33,7 +33,7 @@ import torch
 
 from fastmlip import backend, layout
 from fastmlip.ops.edge_order import EdgeOrder, check_edges, check_range, edge_order
-from fastmlip.ops.ladder import Rung, eager, ladder
+from fastmlip.ops.ladder import Rung, eager, ladder, on_cpu
 from fastmlip.problem import TensorProductProblem
 
 Tensor = torch.Tensor
@@ -71,12 +71,12 @@ def tensor_product_conv(
     """
     which = backend.choose(x)
     alike = x.dtype in FLOATS and x.dtype is edge_attr.dtype is edge_weight.dtype
-    near = edge_attr.is_cpu and edge_weight.is_cpu and edge_dst.is_cpu and edge_src.is_cpu
-    if which == "cpp" and alike and near and eager():
+    operands = (x, edge_attr, edge_weight, edge_dst, edge_src)
+    if which == "cpp" and alike and eager() and on_cpu(*operands, tables, order):
         try:
-            return _call_cpp(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables, order)
+            return _call_cpp(*operands, problem, tables, order)
         except (RuntimeError, IndexError):  # C++ checks what it takes
-            _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem)  # has the better error
+            _check(*operands, problem)  # has the better error
             raise
     _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem)
     dtype = torch.promote_types(x.dtype, torch.float32)

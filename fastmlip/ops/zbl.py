@@ -46,7 +46,7 @@ import torch
 
 from fastmlip import backend
 from fastmlip.ops.edge_order import assert_in_range
-from fastmlip.ops.ladder import Rung, eager, ladder
+from fastmlip.ops.ladder import Rung, eager, ladder, on_cpu
 
 Tensor = torch.Tensor
 
@@ -95,8 +95,10 @@ def zbl(
     which = backend.choose(edge_length)
     if num_nodes is None:
         num_nodes = atom_types.numel()
-    near = base is None or base.is_cpu
-    if which == "cpp" and near and eager() and _are_constants_on_a_cpu(*operands[1:]):
+    constants = not (
+        atomic_numbers.requires_grad or prefactor.requires_grad or cutoff.requires_grad
+    )
+    if which == "cpp" and constants and eager() and on_cpu(*operands, base):
         try:
             return _call(_CPP, *operands, p, num_nodes, base)  # checks what it takes
         except RuntimeError:
@@ -124,11 +126,6 @@ def _call(
         edge_length, None, base, cutoff, edge_index, atom_types, atomic_numbers, prefactor,
         float(p), 0, num_nodes, keep,
     )[0]  # fmt: skip
-
-
-def _are_constants_on_a_cpu(*operands: Tensor) -> bool:
-    """What C++ does not see: whether a gradient is asked for, and tensors that are elsewhere."""
-    return not any(t.requires_grad or not t.is_cpu for t in operands)
 
 
 def _check(
