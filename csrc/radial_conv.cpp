@@ -277,12 +277,13 @@ void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* t
   const Plan<T> plan(tables);
   const int64_t nodes = order.num_nodes, numel = plan.weight_numel;
   PackedRows<T> x(plan.in, t.x, nodes);
-  fill(parallel_for, threads, x);
+  SplineTable<T> table(t, numel);
+  fill(parallel_for, threads, x, table);
   auto receive = [&](const auto& make_rows, int64_t begin, int64_t end) {
     receive_nodes<T, false>(plan, conv_tensors(t), make_rows, order, x.get(), nullptr, begin, end,
                             parallel_for, threads);
   };
-  if (t.first_row) return receive([&] { return SplineRows<T>(t, numel); }, 0, nodes);
+  if (t.first_row) return receive([&] { return SplineRows<T>(t, table); }, 0, nodes);
   const KeptRows kept(t, order);
   const bool keep = !kept.row.empty();
   Chunk chunk;
@@ -310,12 +311,13 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
   const int64_t nodes = order.num_nodes, numel = plan.weight_numel;
   PackedRows<T> grad(plan.out, t.grad, nodes);
   PackedRows<T> x(plan.in, t.x, nodes);
-  fill(parallel_for, threads, grad, x);
+  SplineTable<T> table(t, numel);
+  fill(parallel_for, threads, grad, x, table);
   auto send = [&](const auto& make_rows, int64_t begin, int64_t end) {
     send_nodes<T, false>(plan, conv_tensors(t), make_rows, order, grad.get(), x.get(), nullptr,
                          begin, end, parallel_for, threads);
   };
-  if (t.first_row) return send([&] { return SplineRows<T>(t, numel); }, 0, nodes);
+  if (t.first_row) return send([&] { return SplineRows<T>(t, table); }, 0, nodes);
   std::fill_n(t.dradial, order.num_edges * t.inputs, T(0));
   const Transposed<T> transposed(t, numel);
   const KeptRows kept(t, order);

@@ -43,20 +43,41 @@ Vec<T> piece(const double (&powers)[N], Vec<T> place) {
 }
 
 // The table, where it is not aligned to cache lines a copy that is: constants of a compiled model
-// are not, and every load would take two lines.
+// are not, and every load would take two lines. And, for gradients, the differences of its rows.
 template <class T>
-struct SplineTable {
+class SplineTable {
+ public:
   const int64_t blocks, block_size;
-  Buffer<T> copy;
-  const T* data;
 
   SplineTable(const RadialTensors<T>& t, int64_t numel)
-      : blocks(spline_blocks(numel)), block_size(t.weight_rows * kSplineBlock), data(t.weight) {
-    if (reinterpret_cast<uintptr_t>(data) % 64 == 0) return;
-    copy = allocate<T>(blocks * block_size);
-    std::copy_n(t.weight, blocks * block_size, copy.get());
-    data = copy.get();
+      : blocks(t.first_row ? spline_blocks(numel) : 0),
+        block_size(t.weight_rows * kSplineBlock),
+        table_(t.weight) {
+    if (reinterpret_cast<uintptr_t>(table_) % 64) copy_.emplace(bytes());
+    if (t.dradial) differences_.emplace(bytes());
   }
+
+  const T* rows() const { return copy_ ? static_cast<const T*>(copy_->get()) : table_; }
+  // [row]: the next row less this one
+  const T* differences() const { return static_cast<const T*>(differences_->get()); }
+
+  bool ready() const { return blocks == 0 || (!copy_ && !differences_); }
+
+  void fill(int64_t part, int64_t parts) {
+    for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b) {
+      const T* from = table_ + b * block_size;
+      if (copy_) std::copy_n(from, block_size, static_cast<T*>(copy_->get()) + b * block_size);
+      T* to = differences_ ? static_cast<T*>(differences_->get()) + b * block_size : nullptr;
+      for (int64_t i = 0; to && i + kSplineBlock < block_size; ++i)
+        to[i] = from[i + kSplineBlock] - from[i];
+    }
+  }
+
+ private:
+  int64_t bytes() const { return std::max<int64_t>(64, blocks * block_size * int64_t(sizeof(T))); }
+
+  const T* const table_;
+  std::optional<Workspace> copy_, differences_;
 };
 
 // One thread's rows of the batch of edges at hand.
@@ -69,7 +90,7 @@ struct SplineRows {
   static constexpr bool stream = false;
   static constexpr int kBasis = 8;
   const RadialTensors<T>& t;
-  const SplineTable<T> table;
+  const SplineTable<T>& table;
   const int64_t
       stride;  // a cache line more than the columns: rows do not all fall on the same ones
   Buffer<T> rows, gradients;
@@ -80,9 +101,9 @@ struct SplineRows {
   int64_t first[kBatch];  // where in a block of columns an edge's rows begin
   int64_t begin = 0, limit = 0;
 
-  SplineRows(const RadialTensors<T>& t, int64_t numel)
+  SplineRows(const RadialTensors<T>& t, const SplineTable<T>& table)
       : t(t),
-        table(t, numel),
+        table(table),
         stride(table.blocks * kSplineBlock + line),
         rows(allocate<T>(kBatch * stride)),
         gradients(t.dradial ? allocate<T>(kBatch * stride) : nullptr),
@@ -126,20 +147,20 @@ struct SplineRows {
   }
 
  private:
-  // f(edge of the batch, its coefficients of some columns, these columns of its row in `to`,
-  // whether they are the first)
+  // f(edge of the batch, its rows of the table `from` in some columns, these columns of its row in
+  // `to`, whether they are the first)
   template <class F>
-  FASTMLIP_INLINE void for_columns(T* to, const F& f) const {
+  FASTMLIP_INLINE void for_columns(const T* from, T* to, const F& f) const {
     const int64_t all = table.blocks * kSplineBlock, count = limit - begin, row = stride;
     for (int64_t c = 0; c < all; c += columns) {
-      const T* block = table.data + c / kSplineBlock * table.block_size + c % kSplineBlock;
+      const T* block = from + c / kSplineBlock * table.block_size + c % kSplineBlock;
       for (int64_t e = 0; e < count; ++e) f(e, block + first[e], to + e * row + c, c == 0);
     }
   }
 
   [[gnu::noinline]] void make() const {
     const T* numbers = basis.get();
-    for_columns(rows.get(), [&](int64_t e, const T* six, T* w, bool) FASTMLIP_INLINE {
+    for_columns(table.rows(), rows.get(), [&](int64_t e, const T* six, T* w, bool) FASTMLIP_INLINE {
       Vec<T> sum[vectors] = {}, factors[kSplinePieces];
       splat<T, kSplinePieces>(numbers + e * kBasis, factors);
       unroll<kSplinePieces>(kSplinePieces, [&](int j) FASTMLIP_INLINE {
@@ -154,24 +175,22 @@ struct SplineRows {
 
   [[gnu::noinline]] void project() const {
     Vec<T>* totals = sums.get();
-    for_columns(
-        gradients.get(), [&](int64_t e, const T* six, T* dw, bool is_first) FASTMLIP_INLINE {
-          Vec<T>* total = totals + e * kSlopePieces;
-          Vec<T> sum[kSlopePieces];
-          unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE {
-            sum[j] = is_first ? Vec<T>{} : total[j];
-          });
-          unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
-            const Vec<T> g = pin(load(dw + v * kLanes<T>));
-            Vec<T> before = load(six + v * kLanes<T>);
-            unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE {
-              const Vec<T> after = pin(load(six + (j + 1) * kSplineBlock + v * kLanes<T>));
-              sum[j] += g * (after - before);
-              before = after;
-            });
-          });
-          unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE { total[j] = sum[j]; });
-        });
+    for_columns(table.differences(), gradients.get(),
+                [&](int64_t e, const T* five, T* dw, bool is_first) FASTMLIP_INLINE {
+                  Vec<T>* total = totals + e * kSlopePieces;
+                  Vec<T> sum[kSlopePieces];
+                  unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE {
+                    sum[j] = is_first ? Vec<T>{} : total[j];
+                  });
+                  unroll<vectors>(vectors, [&](int v) FASTMLIP_INLINE {
+                    const Vec<T> g = pin(load(dw + v * kLanes<T>));
+                    unroll<kSlopePieces>(kSlopePieces, [&](int j) FASTMLIP_INLINE {
+                      sum[j] += g * load(five + j * kSplineBlock + v * kLanes<T>);
+                    });
+                  });
+                  unroll<kSlopePieces>(kSlopePieces,
+                                       [&](int j) FASTMLIP_INLINE { total[j] = sum[j]; });
+                });
     for (int64_t e = 0; e < limit - begin; e += kLanes<T>) {
       Vec<T> total{};
       for (int j = 0; j < kSlopePieces; ++j)
