@@ -230,7 +230,7 @@ def bad_call(name, data):
         out = as_list(function(**arguments))
     except (TypeError, ValueError, RuntimeError) as error:
         named = "|".join(inspect.signature(function).parameters)
-        clear = rf"(^|\s)({named})(\[[-0-9, ]+\])?(:| = )|argument '({named})'|[sS]parse"
+        clear = rf"(^|\s)({named})(\[[-0-9, ]+\])*(:| = )|argument '({named})'|[sS]parse"
         assert re.search(clear, str(error)), repr(error)
         return
     if any(got.is_meta or got.is_sparse for got in out):  # torch's own functions, no numbers

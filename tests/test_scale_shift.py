@@ -173,6 +173,11 @@ BAD = {
         "types: .*at least N = 37.*got 9",
     ),
     "unequal": ({"shifts": torch.ones(4, 1).double()}, RuntimeError, "shifts: expected as many"),
+    "sparse x": (
+        {"x": torch.ones(37, 1).to_sparse(), "scales": None, "shifts": torch.ones(1, 1).double()},
+        TypeError,
+        "x: expected a dense tensor, got torch.sparse_coo",
+    ),
     "wide x": ({"x": torch.ones(37, 2)}, ValueError, r"x: expected shape \[N\] or \[N, 1\]"),
 }
 
@@ -196,7 +201,7 @@ def test_a_type_out_of_range_is_refused_by_its_position(at, dtype, bad, grad):
     inputs = MAKE(PER_TYPE, torch.float32, atoms=40_003, ghosts=1, index_dtype=dtype)
     inputs.x.requires_grad_(grad)
     inputs.types[at] = bad
-    message = rf"types\[{at}\] = {bad} .*0 <= type < 5"
+    message = rf"types\[{at}\] = {bad} .*0 <= value < 5"
     with pytest.raises(RuntimeError, match=message):
         OP.op(*inputs, PER_TYPE.problem)
     with pytest.raises(RuntimeError, match=message):

@@ -90,14 +90,14 @@ def test_a_bad_argument_is_refused(name, as_module):
 def test_an_index_out_of_range_is_refused_before_any_memory_is_read(argument, bad, dtype, backend):
     inputs = make_inputs(CASE, torch.float32, index_dtype=dtype)._asdict()
     inputs[argument][7] = bad
-    where = rf"{argument}\[7\] = {bad} .*0 <= index < 3" if backend == "cpp" else argument
+    where = rf"{argument}\[7\] = {bad} .*0 <= value < 3" if backend == "cpp" else argument
     with use_backend(backend), pytest.raises(RuntimeError, match=where):
         ops.tensor_product_conv(**inputs, problem=CASE.problem)
 
 
 def test_edges_without_nodes_are_out_of_range():
     inputs = make_inputs(CASE, torch.float32, nodes=0, edges=2)
-    with pytest.raises(RuntimeError, match=r"edge_dst\[0\] = 0 .*index < 0"):
+    with pytest.raises(RuntimeError, match=r"edge_dst\[0\] = 0 .*value < 0"):
         ops.tensor_product_conv(*inputs, CASE.problem)
 
 

@@ -76,6 +76,8 @@ def scale_shift(
 def _check(x: Tensor, types: Tensor, scales: Tensor | None, shifts: Tensor | None) -> None:
     if not x.is_floating_point():
         raise TypeError(f"x: expected a floating dtype, got {x.dtype}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"x: expected a dense tensor, got {x.layout}")
     if x.dim() != 1 and not (x.dim() == 2 and x.shape[1] == 1):
         raise ValueError(f"x: expected shape [N] or [N, 1], got {tuple(x.shape)}")
     if types.dtype not in INTEGERS:
