@@ -112,7 +112,7 @@ const char* edge_order(const Index* dst, const Index* src, const double* positio
         sort_by(ends[i], ends[1 - i], place, num_nodes, num_edges, ptr[i], edges[i],
                 edges[i] + num_edges);
       };
-      bad[i] = first_bad(ends[i], num_edges, num_nodes);
+      bad[i] = first_bad(ends[i], 0, num_edges, num_nodes);
       if (bad[i] < 0)
         along_curve ? sort([&](int64_t n) { return place[n]; }) : sort([](int64_t n) { return n; });
     }

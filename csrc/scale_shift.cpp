@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
+#include "in_range.h"
 #include "simd.h"
 
 namespace fastmlip::FASTMLIP_ISA {
@@ -24,19 +24,6 @@ auto with_float(bool single, const F& f) {
 template <class F>
 auto with_index(bool narrow, const F& f) {
   return narrow ? f(int32_t()) : f(int64_t());
-}
-
-// The first type of [begin, end) that is out of range, or -1.
-template <class Index>
-int64_t first_bad(const Index* types, int64_t begin, int64_t end, int64_t num_types) {
-  using Unsigned = std::make_unsigned_t<Index>;
-  const auto limit = static_cast<Unsigned>(num_types);
-  bool bad = false;
-  for (int64_t i = begin; i < end; ++i) bad |= static_cast<Unsigned>(types[i]) >= limit;
-  if (__builtin_expect(!bad, 1)) return -1;
-  for (int64_t i = begin; i < end; ++i)
-    if (static_cast<Unsigned>(types[i]) >= limit) return i;
-  return -1;
 }
 
 // The smallest position that any thread reports.

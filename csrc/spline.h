@@ -50,32 +50,31 @@ class SplineTable {
   const int64_t blocks, block_size;
 
   SplineTable(const RadialTensors<T>& t, int64_t numel)
-      : blocks(t.first_row ? spline_blocks(numel) : 0),
-        block_size(t.weight_rows * kSplineBlock),
-        table_(t.weight) {
-    if (reinterpret_cast<uintptr_t>(table_) % 64) copy_.emplace(bytes());
-    if (t.dradial) differences_.emplace(bytes());
+      : blocks(spline_blocks(numel)), block_size(t.weight_rows * kSplineBlock), table_(t.weight) {
+    if (!t.first_row) return;  // no spline, and no memory that others could use
+    const int64_t bytes = blocks * block_size * int64_t(sizeof(T));
+    if (reinterpret_cast<uintptr_t>(table_) % 64) copy_.emplace(bytes);
+    if (t.dradial) differences_.emplace(bytes);
   }
 
   const T* rows() const { return copy_ ? static_cast<const T*>(copy_->get()) : table_; }
   // [row]: the next row less this one
   const T* differences() const { return static_cast<const T*>(differences_->get()); }
 
-  bool ready() const { return blocks == 0 || (!copy_ && !differences_); }
+  bool ready() const { return !copy_ && !differences_; }
 
   void fill(int64_t part, int64_t parts) {
     for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b) {
       const T* from = table_ + b * block_size;
       if (copy_) std::copy_n(from, block_size, static_cast<T*>(copy_->get()) + b * block_size);
-      T* to = differences_ ? static_cast<T*>(differences_->get()) + b * block_size : nullptr;
-      for (int64_t i = 0; to && i + kSplineBlock < block_size; ++i)
+      if (!differences_) continue;
+      T* to = static_cast<T*>(differences_->get()) + b * block_size;
+      for (int64_t i = 0; i + kSplineBlock < block_size; ++i)
         to[i] = from[i + kSplineBlock] - from[i];
     }
   }
 
  private:
-  int64_t bytes() const { return std::max<int64_t>(64, blocks * block_size * int64_t(sizeof(T))); }
-
   const T* const table_;
   std::optional<Workspace> copy_, differences_;
 };

@@ -146,11 +146,10 @@ constexpr Derivatives kTwo[3] = {derivatives<0, kNormed, true>, derivatives<1, k
 // The first of the edges begin .. begin + count - 1 with an index out of range.
 template <class T>
 ZblBad find_bad(const ZblEdges<T>& t, int64_t begin, int count) {
-  const int64_t dst = first_bad(t.dst + begin, count, t.num_nodes);
-  const int64_t src = first_bad(t.src + begin, count, t.num_atoms);
-  if (dst >= 0 && (src < 0 || dst <= src)) return {begin + dst, true};
-  if (src >= 0) return {begin + src, false};
-  return {};
+  const int64_t dst = first_bad(t.dst, begin, begin + count, t.num_nodes);
+  const int64_t src = first_bad(t.src, begin, begin + count, t.num_atoms);
+  if (dst >= 0 && (src < 0 || dst <= src)) return {dst, true};
+  return {src, false};
 }
 
 template <class T>

@@ -68,7 +68,7 @@ template <class... Text>
 template <class... Text>
 inline void expect_range(const char* name, const int64_t* index, int64_t count, int64_t end,
                          const Text&... what_end_is) {
-  if (const int64_t i = first_bad(index, count, end); i >= 0)
+  if (const int64_t i = first_bad(index, 0, count, end); i >= 0)
     fail_range(name, i, index[i], end, what_end_is...);
 }
 

@@ -78,7 +78,7 @@ def tensor_product_conv(
         except (RuntimeError, IndexError):  # C++ checks what it takes
             _check(*operands, problem)  # has the better error
             raise
-    _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem)
+    _check(*operands, problem)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if torch.is_autocast_enabled(x.device.type):
         common = torch.promote_types(
