@@ -213,11 +213,11 @@ def _zbl_bwd_kernel(
 # ---------------------------------------------------------------- launchers
 
 
-def _constants(cutoff: Tensor, p: float, order: int, block: int) -> dict:
+def _constants(normed: bool, p: float, order: int, block: int) -> dict:
     return {
         "P": p,
         "ORDER": order,
-        "NORMED": cutoff.dim() == 1,
+        "NORMED": normed,
         "SCREENING": SCREENING,
         "LENGTH": SCREENING_LENGTH,
         "R_MIN": R_MIN,
@@ -226,10 +226,11 @@ def _constants(cutoff: Tensor, p: float, order: int, block: int) -> dict:
 
 
 def nodes(
-    edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p, order,
-    num_nodes,
+    edge_length, weight, normed_length, cutoff, edge_index, atom_types, atomic_numbers, prefactor,
+    p, order, num_nodes,
 ) -> Tensor:  # fmt: skip
     """``[num_nodes]`` float64, a column where edge_length is one"""
+    cutoffs = normed_length if cutoff is None else cutoff
     charges = atomic_numbers.double().contiguous()
     table = edge_order(*edge_index.unbind(), atom_types.shape[0])
     ends = EdgeOrder(table, atom_types.shape[0], edge_length.shape[0])
@@ -237,26 +238,28 @@ def nodes(
     run(
         _zbl_fwd_kernel, (num_nodes,),
         out, edge_length.contiguous(), None if weight is None else weight.contiguous(),
-        cutoff.contiguous(), atom_types.contiguous(), charges, charges**SCREENING_POWER,
+        cutoffs.contiguous(), atom_types.contiguous(), charges, charges**SCREENING_POWER,
         prefactor.double(), ends.dst_ptr, ends.dst_edge, ends.dst_src, charges.shape[0],
-        lanes=32, **_constants(cutoff, p, order, BLOCK_NODE),
+        lanes=32, **_constants(cutoff is None, p, order, BLOCK_NODE),
     )  # fmt: skip
     return out
 
 
 def edges(
-    grad, edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p, order
-) -> Tensor:
+    grad, edge_length, weight, normed_length, cutoff, edge_index, atom_types, atomic_numbers,
+    prefactor, p, order,
+) -> Tensor:  # fmt: skip
     """Shaped like edge_length, in its dtype"""
+    cutoffs = normed_length if cutoff is None else cutoff
     charges = atomic_numbers.double().contiguous()
     out = torch.empty_like(edge_length, memory_format=torch.contiguous_format)
     num_edges = edge_length.shape[0]
     run(
         _zbl_bwd_kernel, (-(-num_edges // BLOCK_EDGE),),
         out, grad.contiguous(), edge_length.contiguous(),
-        None if weight is None else weight.contiguous(), cutoff.contiguous(),
+        None if weight is None else weight.contiguous(), cutoffs.contiguous(),
         *(end.contiguous() for end in edge_index.unbind()), atom_types.contiguous(), charges,
         charges**SCREENING_POWER, prefactor.double(), charges.shape[0], num_edges,
-        lanes=32, **_constants(cutoff, p, order, BLOCK_EDGE),
+        lanes=32, **_constants(cutoff is None, p, order, BLOCK_EDGE),
     )  # fmt: skip
     return out

@@ -239,7 +239,7 @@ def test_energies_that_it_is_added_to(column, backend):
     length, *rest = OP.make_inputs(case, nodes=5, edges=40)
     length = (length.unsqueeze(1) if column else length).requires_grad_()
     base = torch.randn(5, 1, dtype=F64)[:, slice(None) if column else 0].requires_grad_()
-    numbers, prefactor, cutoff, p, _ = case.problem.arguments(OP.make_inputs(case))
+    numbers, prefactor, cutoff, p, *_ = case.problem.arguments(OP.make_inputs(case))
     rest = (*rest, numbers, prefactor, cutoff, p, 5)
     with use_backend(backend):
         alone, both = ops.zbl(length, *rest), ops.zbl(length, *rest, base)
@@ -262,10 +262,10 @@ def test_energies_that_it_is_added_to(column, backend):
 def test_what_is_kept_for_a_derivative_changes_no_bit(name):
     case = OP.cases[name]
     length, index, types = OP.make_inputs(case, nodes=6, edges=300)
-    numbers, prefactor, cutoff, p, _ = case.problem.arguments(
+    numbers, prefactor, cutoff, p, *_, normed = case.problem.arguments(
         OP.make_inputs(case, nodes=6, edges=300)
     )
-    rest = (cutoff.contiguous(), index, types, numbers, prefactor, p)
+    rest = (normed, cutoff, index, types, numbers, prefactor, p)
     zbl, backward = torch.ops.fastmlip.zbl_cpu, torch.ops.fastmlip.zbl_backward_cpu
     grad = torch.randn(6, dtype=F64)
     alone, nothing = zbl(length, None, None, *rest, 0, 6, False)
@@ -301,13 +301,27 @@ BAD = {
     "numbers dtype": ({"atomic_numbers": torch.tensor([8, 1])}, TypeError, "atomic_numbers: .*64"),
     "prefactor": ({"prefactor": torch.ones(2)}, ValueError, r"prefactor: .*one number.*\(2,\)"),
     "cutoff table": ({"cutoff": torch.ones(3, 3)}, ValueError, r"cutoff: .*T = 2.*\(3, 3\)"),
-    "normed": ({"cutoff": LENGTH[1:]}, ValueError, r"cutoff: .*E = 4.*\(3,\)"),
-    "normed dtype": ({"cutoff": LENGTH.float()}, ValueError, "cutoff: .*float64.*float32"),
+    "no cutoff": ({"cutoff": None}, ValueError, "cutoff: expected radii, or .* got neither"),
+    "two cutoffs": ({"normed_length": LENGTH}, ValueError, "cutoff: expected radii, .* got both"),
+    "cutoff of edges": ({"cutoff": LENGTH}, ValueError, r"cutoff: .*T = 2.*\(4,\)"),
+    "normed": (
+        {"cutoff": None, "normed_length": LENGTH[1:]}, ValueError,
+        r"normed_length: expected shape \(4,\).*\(3,\)"),
+    "normed column": (
+        {"cutoff": None, "normed_length": LENGTH.unsqueeze(1)}, ValueError,
+        r"normed_length: expected shape \(4,\).*\(4, 1\)"),
+    "normed dtype": (
+        {"cutoff": None, "normed_length": LENGTH.float()}, ValueError,
+        "normed_length: .*float64.*float32"),
+    "normed device": (
+        {"cutoff": None, "normed_length": LENGTH.to("meta")}, ValueError,
+        "normed_length: expected device cpu"),
     "device": ({"cutoff": GOOD["cutoff"].to("meta")}, ValueError, "cutoff: expected device cpu"),
     "gradient": (
         {"prefactor": torch.tensor(7.2, requires_grad=True)}, ValueError, "prefactor: .*detach"),
     "normed gradient": (
-        {"cutoff": LENGTH.clone().requires_grad_()}, ValueError, "cutoff: requires a gradient"),
+        {"cutoff": None, "normed_length": LENGTH.clone().requires_grad_()}, ValueError,
+        "normed_length: requires a gradient"),
     "length device": (
         {"edge_length": LENGTH.to("meta")}, ValueError, "edge_index: expected device meta"),
     "p": ({"p": 1.5}, ValueError, "p: expected a number of at least 2, got 1.5"),

@@ -54,11 +54,11 @@ def test_opcheck(sizes, weighted):
     """Schema, fake, autograd registration and the strides that the fake gives."""
     nodes, edges = sizes
     inputs = OP.make_inputs(CASE, nodes=nodes, edges=edges)
-    numbers, prefactor, cutoff, p, _ = CASE.problem.arguments(inputs)
+    numbers, prefactor, cutoff, p, *_ = CASE.problem.arguments(inputs)
     length = inputs.edge_length.requires_grad_()
     weight = torch.randn(edges, dtype=torch.float64, requires_grad=True) if weighted else None
     grad = torch.randn(nodes, dtype=torch.float64, requires_grad=True)
-    rest = (cutoff.contiguous(), *inputs[1:], numbers, prefactor, p, 1)
+    rest = (None, cutoff, *inputs[1:], numbers, prefactor, p, 1)
     zbl, backward = torch.ops.fastmlip.zbl_cpu.default, torch.ops.fastmlip.zbl_backward_cpu.default
     for base, keep in ((None, False), (torch.randn_like(grad, requires_grad=True), True)):
         torch.library.opcheck(zbl, (length, weight, base, *rest, nodes, keep))

@@ -36,18 +36,17 @@ void expect_length(const char* name, const Tensor& t, int64_t length) {
 
 // Contiguous operands of one call and a row for each atom.
 struct Call {
-  Tensor length, cutoff, index, types, numbers;
-  std::optional<Tensor> weight, phi;
+  Tensor length, index, types, numbers;
+  std::optional<Tensor> weight, phi, normed, cutoff;
   double prefactor, p;
   int64_t atoms, num_nodes, order;
   std::vector<double> charge, power;  // of each atom, where phi is not known
 
   Call(const Tensor& length_, const std::optional<Tensor>& weight_,
-       const std::optional<Tensor>& phi_, const Tensor& cutoff_, const Tensor& index_,
-       const Tensor& types_, const Tensor& numbers_, const Tensor& prefactor_, double p,
-       int64_t order, int64_t num_nodes)
+       const std::optional<Tensor>& phi_, const std::optional<Tensor>& normed_,
+       const std::optional<Tensor>& cutoff_, const Tensor& index_, const Tensor& types_,
+       const Tensor& numbers_, const Tensor& prefactor_, double p, int64_t order, int64_t num_nodes)
       : length(packed(length_)),
-        cutoff(packed(cutoff_)),
         index(packed(index_)),
         types(packed(types_)),
         numbers(packed(numbers_)),
@@ -68,18 +67,14 @@ struct Call {
     expect(prefactor_.numel() == 1, "prefactor: expected one number");
     expect(order >= 0 && order <= 3, "order: expected 0 to 3");
     expect(num_nodes >= 0 && num_nodes <= atoms, "num_nodes: more than atom_types has");
-    if (cutoff.dim() == 2) {
-      expect_dtype("cutoff", cutoff, f64, f64);
-      expect_shape("cutoff", cutoff, num_types, num_types);
-    } else {
-      expect_dtype("cutoff", cutoff, length.scalar_type(), length.scalar_type());
-      expect_length("cutoff", cutoff, edges);
+    expect(bool(normed_) != bool(cutoff_), "cutoff: expected it or normed_length, one of the two");
+    if (cutoff_) {
+      cutoff = packed(*cutoff_);
+      expect_dtype("cutoff", *cutoff, f64, f64);
+      expect_shape("cutoff", *cutoff, num_types, num_types);
     }
-    if (weight_) {
-      weight = packed(*weight_);
-      expect_dtype("weight", *weight, length.scalar_type(), length.scalar_type());
-      expect(weight->sizes().equals(length.sizes()), "weight: expected the shape of edge_length");
-    }
+    normed = like_length("normed_length", normed_);
+    weight = like_length("weight", weight_);
     if (phi_) {
       phi = packed(*phi_);
       expect_dtype("phi", *phi, f64, f64);
@@ -87,6 +82,13 @@ struct Call {
     }
     prefactor = value(prefactor_, 0);
     if (!phi) find_charges(num_types);
+  }
+
+  std::optional<Tensor> like_length(const char* name, const std::optional<Tensor>& t) const {
+    if (!t) return t;
+    expect_dtype(name, *t, length.scalar_type(), length.scalar_type());
+    expect(t->sizes().equals(length.sizes()), name, ": expected the shape of edge_length");
+    return packed(*t);
   }
 
   void find_charges(int64_t num_types) {
@@ -109,7 +111,6 @@ struct Call {
 
   template <class T>
   ZblEdges<T> edges() const {
-    const bool normed = cutoff.dim() == 1;
     const int64_t* ends = index.const_data_ptr<int64_t>();
     return {length.size(0),
             num_nodes,
@@ -118,8 +119,8 @@ struct Call {
             length.const_data_ptr<T>(),
             weight ? weight->const_data_ptr<T>() : nullptr,
             phi ? phi->const_data_ptr<double>() : nullptr,
-            normed ? cutoff.const_data_ptr<T>() : nullptr,
-            normed ? nullptr : cutoff.const_data_ptr<double>(),
+            normed ? normed->const_data_ptr<T>() : nullptr,
+            cutoff ? cutoff->const_data_ptr<double>() : nullptr,
             ends,
             ends + length.size(0),
             {charge.data(), power.data(), types.const_data_ptr<int64_t>()},
@@ -137,12 +138,14 @@ struct Call {
 };
 
 std::tuple<Tensor, Tensor> zbl_cpu(const Tensor& length, const std::optional<Tensor>& weight,
-                                   const std::optional<Tensor>& base, const Tensor& cutoff,
-                                   const Tensor& index, const Tensor& types, const Tensor& numbers,
+                                   const std::optional<Tensor>& base,
+                                   const std::optional<Tensor>& normed,
+                                   const std::optional<Tensor>& cutoff, const Tensor& index,
+                                   const Tensor& types, const Tensor& numbers,
                                    const Tensor& prefactor, double p, int64_t order,
                                    int64_t num_nodes, bool keep) {
-  const Call call(length, weight, std::nullopt, cutoff, index, types, numbers, prefactor, p, order,
-                  num_nodes);
+  const Call call(length, weight, std::nullopt, normed, cutoff, index, types, numbers, prefactor, p,
+                  order, num_nodes);
   expect(!keep || order < 3, "keep: there is no order beyond 3");
   const int64_t shape[2] = {num_nodes, 1};
   Tensor out = empty({shape, size_t(call.length.dim())}, ScalarType::Double);
@@ -166,12 +169,13 @@ std::tuple<Tensor, Tensor> zbl_cpu(const Tensor& length, const std::optional<Ten
 
 Tensor zbl_backward_cpu(const Tensor& grad, const Tensor& length,
                         const std::optional<Tensor>& weight, const std::optional<Tensor>& phi,
-                        const Tensor& cutoff, const Tensor& index, const Tensor& types,
-                        const Tensor& numbers, const Tensor& prefactor, double p, int64_t order) {
+                        const std::optional<Tensor>& normed, const std::optional<Tensor>& cutoff,
+                        const Tensor& index, const Tensor& types, const Tensor& numbers,
+                        const Tensor& prefactor, double p, int64_t order) {
   const Tensor g = packed(grad);
   expect_dtype("grad", g, ScalarType::Double, ScalarType::Double);
   const int64_t num_nodes = rows("grad", g);
-  const Call call(length, weight, phi, cutoff, index, types, numbers, prefactor, p, order,
+  const Call call(length, weight, phi, normed, cutoff, index, types, numbers, prefactor, p, order,
                   num_nodes);
   Tensor out = empty_as(call.length);
   const int64_t threads = call.threads();
@@ -189,14 +193,13 @@ Tensor zbl_backward_cpu(const Tensor& grad, const Tensor& length,
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
-      "zbl_cpu(Tensor edge_length, Tensor? weight, Tensor? base, Tensor cutoff, Tensor edge_index, "
-      "Tensor atom_types, Tensor atomic_numbers, Tensor prefactor, float p, int order, SymInt "
-      "num_nodes, bool keep) -> (Tensor, Tensor)");
-  m.def(
-      "zbl_backward_cpu(Tensor grad, Tensor edge_length, Tensor? weight, Tensor? phi, Tensor "
+      "zbl_cpu(Tensor edge_length, Tensor? weight, Tensor? base, Tensor? normed_length, Tensor? "
       "cutoff, Tensor edge_index, Tensor atom_types, Tensor atomic_numbers, Tensor prefactor, "
-      "float "
-      "p, int order) -> Tensor");
+      "float p, int order, SymInt num_nodes, bool keep) -> (Tensor, Tensor)");
+  m.def(
+      "zbl_backward_cpu(Tensor grad, Tensor edge_length, Tensor? weight, Tensor? phi, Tensor? "
+      "normed_length, Tensor? cutoff, Tensor edge_index, Tensor atom_types, Tensor "
+      "atomic_numbers, Tensor prefactor, float p, int order) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastmlip, CPU, m) {

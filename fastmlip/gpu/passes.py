@@ -110,9 +110,10 @@ def _zbl(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
     problem = case.problem
     types, wide = len(problem.atomic_numbers), torch.float64
     length = empty(EDGES, dtype=dtype)
-    cutoff = length if problem.normed else empty(types, types, dtype=wide)
+    normed = length if problem.normed else None
+    cutoff = None if problem.normed else empty(types, types, dtype=wide)
     index, kinds = empty(2, EDGES, dtype=torch.int64), empty(NODES, dtype=torch.int64)
-    rest = (cutoff, index, kinds, empty(types, dtype=wide), empty(dtype=wide), problem.p)
+    rest = (normed, cutoff, index, kinds, empty(types, dtype=wide), empty(dtype=wide), problem.p)
     grad = empty(NODES, dtype=wide)
     each = dtype.itemsize * (2 if problem.normed else 1)
     for n in range(4):

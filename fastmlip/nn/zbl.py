@@ -117,19 +117,23 @@ class ZBL(torch.nn.Module):
         length = data[LENGTHS]
         if length.dim() == 1:
             length = length.unsqueeze(-1)
-        cutoff = self._cutoff
+        # at 1,000 edges nn.Module's way to an attribute would show
+        held: dict[str, Any] = self._buffers
+        cutoff, normed = held["_cutoff"], None
         if cutoff is None:
             # derivatives reach it through the length, which it is proportional to
-            cutoff = data[NORMED].detach().view(-1)
-            if cutoff.dtype != length.dtype:
-                cutoff = cutoff.to(length.dtype)
+            normed = data[NORMED].detach()
+            if normed.dim() == 1:
+                normed = normed.unsqueeze(-1)
+            if normed.dtype != length.dtype:
+                normed = normed.to(length.dtype)
         before = data.get(self.per_atom_energy_field)
         types = data[TYPES]
         # with ghost atoms, only those that have an energy receive
         nodes = before if before is not None else data.get(POSITIONS, types)
         energy = ops.zbl(
-            length, data[EDGE_INDEX], types, self.atomic_numbers, self._qqr2exesquare, cutoff,
-            self.p, nodes.shape[0], None if before is None else before.double(),
+            length, data[EDGE_INDEX], types, held["atomic_numbers"], held["_qqr2exesquare"], cutoff,
+            self.p, nodes.shape[0], None if before is None else before.double(), normed,
         )  # fmt: skip
         data[self.per_atom_energy_field] = energy
         return data

@@ -64,10 +64,11 @@ def zbl(
     atom_types: Tensor,
     atomic_numbers: Tensor,
     prefactor: Tensor,
-    cutoff: Tensor,
+    cutoff: Tensor | None = None,
     p: float = 6.0,
     num_nodes: int | None = None,
     base: Tensor | None = None,
+    normed_length: Tensor | None = None,
 ) -> Tensor:
     """Energies of this page in float64, differentiable in ``edge_length`` and ``base``.
 
@@ -80,42 +81,48 @@ def zbl(
         atom_types: ``[N]`` or ``[N, 1]``, int32 or int64.
         atomic_numbers: Z of each type, ``[T]``, a floating dtype.
         prefactor: one number, half of ``COULOMB[units]`` where edges come in both directions.
-        cutoff: cutoff radii ``[T, T]`` by (type of receiver, type of sender), or, for edges that
-            have their cutoff already, ``edge_length / cutoff`` of each, ``[E]`` in the dtype of
-            ``edge_length``. Derivatives take it for proportional to ``edge_length``.
+        cutoff: cutoff radii ``[T, T]`` by (type of receiver, type of sender); or None with
+            ``normed_length``.
         p: exponent of the envelope, at least 2.
         num_nodes: how many of the N atoms receive, where others are ghosts; default all.
         base: energies that these are added to, of the result's shape, float64.
+        normed_length: in place of ``cutoff``, for edges that have their cutoff already:
+            ``edge_length / cutoff`` of each, in the shape and dtype of ``edge_length``. Derivatives
+            take it for proportional to ``edge_length``.
 
     Raises:
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: an index or a type out of range (on a GPU when the device synchronises).
     """
-    operands = (edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff)
     which = backend.choose(edge_length)
     if num_nodes is None:
         num_nodes = atom_types.numel()
-    constants = not (
-        atomic_numbers.requires_grad or prefactor.requires_grad or cutoff.requires_grad
-    )
-    if which == "cpp" and constants and eager() and on_cpu(*operands, base):
+    tensors = (edge_length, edge_index, atom_types, atomic_numbers, prefactor)
+    operands = (*tensors, cutoff, p, num_nodes, base, normed_length)
+    constants = (atomic_numbers, prefactor, cutoff, normed_length)
+    if (
+        which == "cpp"
+        and eager()
+        and on_cpu(*tensors, cutoff, base, normed_length)
+        and not any([t is not None and t.requires_grad for t in constants])  # noqa: C419 (faster)
+    ):
         try:
-            return _call(_CPP, *operands, p, num_nodes, base)  # checks what it takes
+            return _call(_CPP, *operands)  # checks what it takes
         except RuntimeError:
-            _check(*operands, p, num_nodes, base)  # has the better error for what it finds
+            _check(*operands)  # has the better error for what it finds
             raise
-    _check(*operands, p, num_nodes, base)
+    _check(*operands)
     if which == "reference":
         _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes)
-        return reference(*operands, p, num_nodes, base)
-    return _call(_CPP if which == "cpp" else _TRITON, *operands, p, num_nodes, base)
+        return reference(*operands)
+    return _call(_CPP if which == "cpp" else _TRITON, *operands)
 
 
 def _call(
     calls, edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p, num_nodes,
-    base,
+    base, normed_length,
 ) -> Tensor:  # fmt: skip
-    if cutoff.dim() == 2 and cutoff.dtype is torch.float32:
+    if cutoff is not None and cutoff.dtype is torch.float32:
         cutoff = cutoff.double()
     if edge_index.dtype is torch.int32:
         edge_index = edge_index.long()
@@ -123,14 +130,20 @@ def _call(
         atom_types = atom_types.long()
     keep = edge_length.requires_grad and torch.is_grad_enabled()
     return calls["nodes"](
-        edge_length, None, base, cutoff, edge_index, atom_types, atomic_numbers, prefactor,
-        float(p), 0, num_nodes, keep,
+        edge_length, None, base, normed_length, cutoff, edge_index, atom_types, atomic_numbers,
+        prefactor, float(p), 0, num_nodes, keep,
     )[0]  # fmt: skip
 
 
 def _check(
-    edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p, num_nodes, base
-) -> None:
+    edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, p, num_nodes, base,
+    normed_length,
+) -> None:  # fmt: skip
+    if (cutoff is None) == (normed_length is None):
+        raise ValueError(
+            "cutoff: expected radii, or normed_length in their place, got "
+            + ("neither" if cutoff is None else "both")
+        )
     for name, value, size in (("edge_length", edge_length, "E"), ("atom_types", atom_types, "N")):
         if value.dim() != 1 and not (value.dim() == 2 and value.shape[1] == 1):
             raise ValueError(
@@ -151,28 +164,33 @@ def _check(
     types = atomic_numbers.shape[0]
     if prefactor.numel() != 1:
         raise ValueError(f"prefactor: expected one number, got shape {tuple(prefactor.shape)}")
-    if cutoff.dim() == 1:
-        if cutoff.shape[0] != edges or cutoff.dtype != edge_length.dtype:
-            raise ValueError(
-                f"cutoff: expected shape [E = {edges}] in {edge_length.dtype}, got "
-                f"{tuple(cutoff.shape)} in {cutoff.dtype}"
-            )
-    elif tuple(cutoff.shape) != (types, types):
+    if normed_length is not None and (
+        normed_length.shape != edge_length.shape or normed_length.dtype != edge_length.dtype
+    ):
         raise ValueError(
-            f"cutoff: expected shape [T, T] with T = {types} or [E], got {tuple(cutoff.shape)}"
+            f"normed_length: expected shape {tuple(edge_length.shape)} in {edge_length.dtype} as "
+            f"edge_length, got {tuple(normed_length.shape)} in {normed_length.dtype}"
+        )
+    if cutoff is not None and tuple(cutoff.shape) != (types, types):
+        raise ValueError(
+            f"cutoff: expected shape [T, T] with T = {types}, got {tuple(cutoff.shape)}"
         )
     for name, value in (
         ("edge_index", edge_index), ("atom_types", atom_types), ("cutoff", cutoff),
         ("atomic_numbers", atomic_numbers), ("prefactor", prefactor),
+        ("normed_length", normed_length),
     ):  # fmt: skip
-        if value.device != edge_length.device:
+        if value is not None and value.device != edge_length.device:
             raise ValueError(
                 f"{name}: expected device {edge_length.device} as edge_length has, got "
                 f"{value.device}"
             )
     for name, value in (
         ("atomic_numbers", atomic_numbers), ("prefactor", prefactor), ("cutoff", cutoff),
+        ("normed_length", normed_length),
     ):  # fmt: skip
+        if value is None:
+            continue
         if value.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
         if value.requires_grad:
@@ -199,10 +217,11 @@ def reference(
     atom_types: Tensor,
     atomic_numbers: Tensor,
     prefactor: Tensor,
-    cutoff: Tensor,
+    cutoff: Tensor | None = None,
     p: float = 6.0,
     num_nodes: int | None = None,
     base: Tensor | None = None,
+    normed_length: Tensor | None = None,
 ) -> Tensor:
     """The formula of this page; differentiable by torch's own autograd to any order."""
     num_nodes = atom_types.shape[0] if num_nodes is None else num_nodes
@@ -210,7 +229,9 @@ def reference(
     edge_length, atom_types = edge_length.reshape(-1), atom_types.reshape(-1)
     r = edge_length.double()
     r = torch.where(r < R_MIN, R_MIN, r)  # versions of torch differ on clamp's slope at R_MIN
-    a, charges, s = _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff)
+    a, charges, s = _pairs(
+        edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, normed_length
+    )
     psi = sum(c * torch.exp(-d * a * r) for c, d in SCREENING)
     t = (r * s).clamp(max=1.0)
     envelope = 1 - (p + 1) * (p + 2) / 2 * t**p
@@ -220,15 +241,15 @@ def reference(
     return start.index_add(0, edge_index[0].long(), phi).view(shape)
 
 
-def _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff):
+def _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutoff, normed_length):
     """Per edge: a in 1/A, prefactor Z_i Z_j, and 1/cutoff."""
     types = atom_types.long()[edge_index.long()]
     z = atomic_numbers.double()[types]
     a = (z[0] ** SCREENING_POWER + z[1] ** SCREENING_POWER) / SCREENING_LENGTH
-    if cutoff.dim() == 2:
+    if normed_length is None:
         s = 1 / cutoff.double()[types[0], types[1]]
     else:
-        s = cutoff.double() / edge_length.detach().double().clamp(min=R_MIN)
+        s = normed_length.reshape(-1).double() / edge_length.detach().double().clamp(min=R_MIN)
     return a, prefactor.double() * z[0] * z[1], s
 
 
@@ -243,9 +264,9 @@ def _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes) -> None:
 
 @torch.library.triton_op("fastmlip::zbl", mutates_args=())
 def _nodes(
-    edge_length: Tensor, weight: Tensor | None, base: Tensor | None, cutoff: Tensor,
-    edge_index: Tensor, atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float,
-    order: int, num_nodes: int, keep: bool,
+    edge_length: Tensor, weight: Tensor | None, base: Tensor | None,
+    normed_length: Tensor | None, cutoff: Tensor | None, edge_index: Tensor, atom_types: Tensor,
+    atomic_numbers: Tensor, prefactor: Tensor, p: float, order: int, num_nodes: int, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``zbl(weight, base, order)`` of this page in float64, a column where edge_length is one;
     weight as edge_length. Nothing is kept: the kernel of a derivative makes phi again."""
@@ -253,17 +274,17 @@ def _nodes(
 
     _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes)
     energies = kernels.nodes(
-        edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p, order,
-        num_nodes,
+        edge_length, weight, normed_length, cutoff, edge_index, atom_types, atomic_numbers,
+        prefactor, p, order, num_nodes,
     )  # fmt: skip
     return energies if base is None else base + energies, energies.new_empty(0)
 
 
 @torch.library.triton_op("fastmlip::zbl_backward", mutates_args=())
 def _edges(
-    grad: Tensor, edge_length: Tensor, weight: Tensor | None, phi: Tensor | None, cutoff: Tensor,
-    edge_index: Tensor, atom_types: Tensor, atomic_numbers: Tensor, prefactor: Tensor, p: float,
-    order: int,
+    grad: Tensor, edge_length: Tensor, weight: Tensor | None, phi: Tensor | None,
+    normed_length: Tensor | None, cutoff: Tensor | None, edge_index: Tensor, atom_types: Tensor,
+    atomic_numbers: Tensor, prefactor: Tensor, p: float, order: int,
 ) -> Tensor:  # fmt: skip
     """``zbl_backward(grad, weight, order)`` of this page, shaped like edge_length; grad is shaped
     like energies."""
@@ -271,8 +292,8 @@ def _edges(
 
     _assert_indices(edge_index, atom_types, atomic_numbers, grad.shape[0])
     return kernels.edges(
-        grad, edge_length, weight, cutoff, edge_index, atom_types, atomic_numbers, prefactor, p,
-        order,
+        grad, edge_length, weight, normed_length, cutoff, edge_index, atom_types, atomic_numbers,
+        prefactor, p, order,
     )  # fmt: skip
 
 
@@ -300,7 +321,7 @@ def _next(order: int) -> int:
 
 def _nodes_vjp(rungs, ctx, k, _):
     if k is None:  # an output that nothing depends on
-        return (None,) * 12
+        return (None,) * 13
     length, weight, phi, *rest = ctx.saved_tensors
     edges, by_length, by_weight = rungs["edges"], None, None
     if ctx.needs_input_grad[0]:
@@ -308,7 +329,7 @@ def _nodes_vjp(rungs, ctx, k, _):
         by_length = edges(k, length, weight, kept, *rest, ctx.p, _next(ctx.order))
     if ctx.needs_input_grad[1]:
         by_weight = edges(k, length, None, None, *rest, ctx.p, ctx.order)
-    return by_length, by_weight, k if ctx.needs_input_grad[2] else None, *(None,) * 9
+    return by_length, by_weight, k if ctx.needs_input_grad[2] else None, *(None,) * 10
 
 
 def _edges_vjp(rungs, ctx, k):
@@ -326,7 +347,7 @@ def _edges_vjp(rungs, ctx, k):
         by_length = edges(grad, length, both, phi, *rest, ctx.p, _next(ctx.order))
     if to_weight:
         by_weight = edges(grad, length, k, None, *rest, ctx.p, ctx.order)
-    return by_grad, by_length, by_weight, *(None,) * 8
+    return by_grad, by_length, by_weight, *(None,) * 9
 
 
 def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
@@ -347,8 +368,8 @@ if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::zbl_cpu")
     def _(
-        edge_length, weight, base, cutoff, edge_index, atom_types, numbers, prefactor, p, order,
-        nodes, keep,
+        edge_length, weight, base, normed_length, cutoff, edge_index, types, numbers, prefactor, p,
+        order, nodes, keep,
     ):  # fmt: skip
         def empty(*shape):
             return edge_length.new_empty(shape, dtype=torch.float64)
@@ -356,5 +377,8 @@ if backend.load_extension() is None:
         return empty(nodes, *edge_length.shape[1:]), empty(edge_length.shape[0] if keep else 0)
 
     @torch.library.register_fake("fastmlip::zbl_backward_cpu")
-    def _(grad, edge_length, weight, phi, cutoff, edge_index, types, numbers, prefactor, p, order):
+    def _(
+        grad, edge_length, weight, phi, normed_length, cutoff, edge_index, types, numbers,
+        prefactor, p, order,
+    ):  # fmt: skip
         return torch.empty_like(edge_length, memory_format=torch.contiguous_format)

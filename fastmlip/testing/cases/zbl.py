@@ -24,7 +24,7 @@ class Problem(NamedTuple):
     cutoff: float | tuple[tuple[float, ...], ...]
     p: float = 6.0
     units: str = "metal"
-    normed: bool = False  # the cutoff travels as [E] normed lengths
+    normed: bool = False  # edges bring their cutoff as normed lengths
     num_nodes: int | None = None
 
     def arguments(self, inputs: Inputs) -> tuple:
@@ -36,8 +36,9 @@ class Problem(NamedTuple):
         if self.normed:
             receiver, sender = inputs.atom_types.long()[inputs.edge_index.long()]
             normed = inputs.edge_length.detach().double() / cutoff[receiver, sender]
-            cutoff = normed.float().to(inputs.edge_length.dtype)  # the same numbers in every dtype
-        return numbers, prefactor, cutoff, self.p, self.num_nodes
+            normed = normed.float().to(inputs.edge_length.dtype)  # the same numbers in every dtype
+            return numbers, prefactor, None, self.p, self.num_nodes, None, normed
+        return numbers, prefactor, cutoff, self.p, self.num_nodes, None, None
 
 
 class Case(NamedTuple):
@@ -117,7 +118,7 @@ ZBL = {
 
 def arguments(inputs: Inputs, case: Case) -> dict[str, Any]:
     """Keyword arguments of the operator."""
-    names = ("atomic_numbers", "prefactor", "cutoff", "p", "num_nodes")
+    names = ("atomic_numbers", "prefactor", "cutoff", "p", "num_nodes", "base", "normed_length")
     rest = case.problem.arguments(inputs)
     return {**inputs._asdict(), **dict(zip(names, rest, strict=True))}
 
