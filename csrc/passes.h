@@ -9,7 +9,7 @@
 
 #include <optional>
 
-#include "paths.h"
+#include "send.h"
 
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
