@@ -37,6 +37,7 @@ from fastmlip.ops.ladder import Rung, ladder
 from fastmlip.spherical_harmonics import tables as make_tables
 
 Tensor = torch.Tensor
+FLOATS = (torch.float32, torch.float64)
 
 
 class EdgeEmbedding(NamedTuple):
@@ -87,7 +88,7 @@ def edge_embedding(
     _check(edge_vec, roots, rmax_recip, edge_type, l_max, p, dtype)
     if tables is None:
         tables = make_tables(l_max).to(edge_vec.device)
-    if edge_vec.dtype != torch.float64:
+    if edge_vec.dtype is not torch.float64:
         edge_vec = edge_vec.double()
     which = backend.choose(edge_vec)
     if which == "reference":
@@ -105,22 +106,21 @@ def edge_embedding(
 def _check(edge_vec, roots, rmax_recip, edge_type, l_max, p, dtype) -> None:
     if edge_vec.dim() != 2 or edge_vec.shape[1] != 3:
         raise ValueError(f"edge_vec: expected shape [E, 3], got {tuple(edge_vec.shape)}")
-    if edge_vec.dtype not in (torch.float32, torch.float64):
+    if edge_vec.dtype not in FLOATS:
         raise TypeError(f"edge_vec: expected float32 or float64, got {edge_vec.dtype}")
+    device = edge_vec.device
     for name, value in (("roots", roots), ("rmax_recip", rmax_recip)):
-        if value.dtype != torch.float64:
+        if value.dtype is not torch.float64:
             raise TypeError(f"{name}: expected float64, got {value.dtype}")
-        if value.device != edge_vec.device:
-            raise ValueError(
-                f"{name}: expected device {edge_vec.device} as edge_vec has, got {value.device}"
-            )
+        if value.device != device:
+            raise ValueError(f"{name}: expected device {device} as edge_vec has, got {value.device}")
     if roots.dim() != 1 and not (roots.dim() == 2 and roots.shape[0] == 1):
         raise ValueError(f"roots: expected shape [B] or [1, B], got {tuple(roots.shape)}")
     if not -1 <= l_max <= 11:
         raise ValueError(f"l_max: expected -1 (no harmonics) to 11, got {l_max}")
     if not 2 <= p <= 1000 or p % 1 != 0:  # beyond, the polynomial's terms overflow
         raise ValueError(f"p: expected an integer from 2 to 1000, got {p}")
-    if dtype not in (torch.float32, torch.float64):
+    if dtype not in FLOATS:
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
     pairs = rmax_recip.numel()
     if edge_type is None:
@@ -135,9 +135,9 @@ def _check(edge_vec, roots, rmax_recip, edge_type, l_max, p, dtype) -> None:
         )
     if edge_type.dtype != torch.int64:
         raise TypeError(f"edge_type: expected int64, got {edge_type.dtype}")
-    if edge_type.device != edge_vec.device:
+    if edge_type.device != device:
         raise ValueError(
-            f"edge_type: expected device {edge_vec.device} as edge_vec has, got {edge_type.device}"
+            f"edge_type: expected device {device} as edge_vec has, got {edge_type.device}"
         )
 
 

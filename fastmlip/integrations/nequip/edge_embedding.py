@@ -75,12 +75,12 @@ class FastEdgeLengthNormalizer(_Part):
         self.register_buffer("_rmax_recip", old._rmax_recip)
 
     def forward(self, data: dict[str, Any]) -> dict[str, Any]:
-        from nequip.nn.utils import with_edge_type_
-
         data = edges.with_vectors(data, self.keep_order)
         if self._per_edge_type:
+            from nequip.nn.utils import with_edge_type_
+
             data = with_edge_type_(data, self.edge_type_field)
-        data[RMAX_RECIP] = self._rmax_recip
+        data[RMAX_RECIP] = self._buffers["_rmax_recip"]
         return data
 
 
@@ -111,16 +111,19 @@ class FastBesselEdgeLengthEncoding(_Part):
 
     def forward(self, data: dict[str, Any]) -> dict[str, Any]:
         vectors_field, length_field, cutoff_field = self.fields
+        # at 200 edges nn.Module's way to an attribute would show
+        held: dict[str, Any] = self._parameters if self.trainable else self._buffers
+        roots, rmax_recip = held["bessel_weights"], data.pop(RMAX_RECIP)
         out = ops.edge_embedding(
             data[vectors_field],
-            self.bessel_weights.double(),
-            data.pop(RMAX_RECIP).double(),
+            roots if roots.dtype is torch.float64 else roots.double(),
+            rmax_recip if rmax_recip.dtype is torch.float64 else rmax_recip.double(),
             None if self.edge_type_field is None else data[self.edge_type_field],
             l_max=self.l_max,
             p=self.p,
             factor=self.factor,
             dtype=self.output_dtype,
-            tables=self.tables,
+            tables=self._buffers["tables"],
         )
         data[length_field] = out.length
         data[self.norm_length_field] = out.norm

@@ -33,9 +33,11 @@ def order(data: Data, num_nodes: int) -> torch.Tensor:
 
 def with_vectors(data: Data, keep_order: bool) -> Data:
     """``data`` with ``edge_vectors``, as the host's ``with_edge_vectors_`` computes them."""
-    from nequip.nn.utils import with_edge_vectors_
+    if "edge_vectors" in data:
+        return data
+    if not is_cpp(data["pos"]):
+        from nequip.nn.utils import with_edge_vectors_
 
-    if "edge_vectors" in data or not is_cpp(data["pos"]):
         return with_edge_vectors_(data, with_lengths=False)
     pos, edge_index = data["pos"], data["edge_index"]
     of_edges = order(data, pos.shape[0])
