@@ -115,11 +115,17 @@ class PerTypeScaleShift(torch.nn.Module):
 
 def apply(module: Any, x: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
     """The operator on the ``scales`` and ``shifts`` of a module, of this class or of NequIP's."""
-    scales = module.scales if module.has_scales else None
-    shifts = module.shifts if module.has_shifts else None
+    scales = _held(module, "scales") if module.has_scales else None
+    shifts = _held(module, "shifts") if module.has_shifts else None
     if scales is None and shifts is None:
         return x.to(torch.float64)
     return ops.scale_shift(x, types, scales, shifts)
+
+
+def _held(module: Any, name: str) -> torch.Tensor:
+    """A buffer or parameter, past ``nn.Module.__getattr__``: two are a tenth of 10 atoms' time."""
+    buffer = module._buffers.get(name)
+    return getattr(module, name) if buffer is None else buffer
 
 
 def as_list(name: str, given: Any, type_names: Sequence[str]) -> list[float]:
