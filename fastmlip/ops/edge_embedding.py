@@ -113,7 +113,9 @@ def _check(edge_vec, roots, rmax_recip, edge_type, l_max, p, dtype) -> None:
         if value.dtype is not torch.float64:
             raise TypeError(f"{name}: expected float64, got {value.dtype}")
         if value.device != device:
-            raise ValueError(f"{name}: expected device {device} as edge_vec has, got {value.device}")
+            raise ValueError(
+                f"{name}: expected device {device} as edge_vec has, got {value.device}"
+            )
     if roots.dim() != 1 and not (roots.dim() == 2 and roots.shape[0] == 1):
         raise ValueError(f"roots: expected shape [B] or [1, B], got {tuple(roots.shape)}")
     if not -1 <= l_max <= 11:
