@@ -28,26 +28,32 @@ struct Chunk {
   int64_t num_rows() const { return int64_t(rows.size()); }
 };
 
-// Where the rows of all pairs lie that are kept: in the order in which receivers first need them.
-// Nowhere, if there is not enough room.
-struct KeptRows {
-  std::vector<int64_t> row;  // [edge that stands for its pair], or nothing
-
-  template <class T>
-  KeptRows(const RadialTensors<T>& t, const EdgeOrder& order) {
-    if (t.kept_rows == 0) return;
-    row.assign(order.num_edges, -1);
-    int64_t count = 0;
-    for (int64_t k = 0; k < order.num_edges; ++k) {
-      const int64_t edge = order.dst_edge[k];
-      int64_t& place = row[t.edge_pair ? t.edge_pair[edge] : edge];
-      if (place < 0) place = count++;
-    }
-    if (count > t.kept_rows) row.clear();
+// Whether the rows of all pairs are kept for the backward pass: where there is room for them.
+template <class T>
+bool keeps_rows(const RadialTensors<T>& t, int64_t num_edges) {
+  int64_t count = num_edges;
+  if (t.edge_pair && count > t.kept_rows) {
+    count = 0;
+    for (int64_t e = 0; e < num_edges; ++e) count += t.edge_pair[e] == e;
   }
-};
+  return t.kept_rows > 0 && count <= t.kept_rows;
+}
 
-// Walks through all chunks of a pass. With `once`, a pair has a row in its first chunk only.
+// Where they lie, in the order in which receivers first need them: [edge that stands for its pair].
+template <class T>
+std::vector<int64_t> places_of_kept(const RadialTensors<T>& t, const EdgeOrder& order) {
+  std::vector<int64_t> row(order.num_edges, -1);
+  int64_t count = 0;
+  for (int64_t k = 0; k < order.num_edges; ++k) {
+    const int64_t edge = order.dst_edge[k];
+    int64_t& place = row[t.edge_pair ? t.edge_pair[edge] : edge];
+    if (place < 0) place = count++;
+  }
+  return row;
+}
+
+// Walks through all chunks of a pass. With `once`, a pair has a row in its first chunk only, and in
+// later ones that row still, counted from their own first row.
 class Chunks {
  public:
   Chunks(const int64_t* ptr, const int64_t* edges, const int64_t* pair, const EdgeOrder& order,
@@ -96,7 +102,7 @@ struct ChunkRows {
   const int64_t numel;
   const T* rows;
   T* gradients;
-  const int64_t *kept, *pair;  // if rows are those of KeptRows
+  const int64_t *kept, *pair;  // if rows are those of places_of_kept()
   static constexpr bool stream = false;
 
   int64_t end(int64_t) const { return chunk.last; }
@@ -162,9 +168,9 @@ class WaitingRows {
     for (int32_t row : chunk.row_of) --edges_left_[chunk.rows[row]];
     for (int32_t row = 0; row < chunk.num_rows(); ++row) {
       const int64_t edge = chunk.rows[row];
-      int64_t& slot = slot_[edge];
+      int32_t& slot = slot_[edge];
       const bool first = slot == kNone;
-      if (edges_left_[edge] > 0 && first) slot = take();
+      if (edges_left_[edge] > 0 && first) slot = int32_t(take());
       if (edges_left_[edge] > 0 && slot != kNone)
         wait.push_back({row, first});
       else
@@ -190,7 +196,7 @@ class WaitingRows {
   }
 
   const int64_t numel_;
-  std::vector<int64_t> edges_left_, slot_;  // [edge that stands for its pair]
+  std::vector<int32_t> edges_left_, slot_;  // [edge that stands for its pair]
   std::vector<int64_t> free_, read_;        // slots: to be taken, and after this chunk
   int64_t slots_ = 0, next_ = 0;
   std::optional<Workspace> memory_;
@@ -264,6 +270,16 @@ void multiply_back(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel,
   });
 }
 
+// By several threads where it is much: a run of few costs more.
+template <class T>
+void set_zero(T* to, int64_t count, ParallelFor parallel_for, int64_t threads) {
+  const int64_t parts = count * int64_t(sizeof(T)) >> 20 ? threads : 1;
+  run(parallel_for, parts, [&](int64_t part) {
+    const int64_t begin = count * part / parts;
+    std::fill_n(to + begin, count * (part + 1) / parts - begin, T(0));
+  });
+}
+
 // ------------------------------------------------------------------ the operators
 
 template <class T>
@@ -284,8 +300,7 @@ void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* t
                             parallel_for, threads);
   };
   if (t.first_row) return receive([&] { return SplineRows<T>(t, table); }, 0, nodes);
-  const KeptRows kept(t, order);
-  const bool keep = !kept.row.empty();
+  const bool keep = keeps_rows(t, order.num_edges);
   Chunk chunk;
   Chunks chunks(order.dst_ptr, order.dst_edge, t.edge_pair, order, numel * int64_t(sizeof(T)),
                 keep);
@@ -296,9 +311,7 @@ void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* t
     multiply(t, chunk, numel, rows, parallel_for, threads);
     receive(
         [&] {
-          return ChunkRows<T>{
-              chunk,      numel, keep ? t.kept : rows, nullptr, keep ? kept.row.data() : nullptr,
-              t.edge_pair};
+          return ChunkRows<T>{chunk, numel, rows, nullptr, nullptr, nullptr};
         },
         chunk.begin, chunk.end);
   }
@@ -318,10 +331,10 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
                          begin, end, parallel_for, threads);
   };
   if (t.first_row) return send([&] { return SplineRows<T>(t, table); }, 0, nodes);
-  std::fill_n(t.dradial, order.num_edges * t.inputs, T(0));
+  set_zero(t.dradial, order.num_edges * t.inputs, parallel_for, threads);
   const Transposed<T> transposed(t, numel);
-  const KeptRows kept(t, order);
-  const bool keep = !kept.row.empty();
+  const bool keep = keeps_rows(t, order.num_edges);
+  const std::vector<int64_t> kept = keep ? places_of_kept(t, order) : std::vector<int64_t>();
   Chunk chunk;
   Chunks chunks(order.src_ptr, order.src_edge, t.edge_pair, order, numel * int64_t(sizeof(T)));
   WaitingRows<T> waiting(t.edge_pair, order.num_edges, numel);
@@ -333,7 +346,7 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
     send(
         [&] {
           return ChunkRows<T>{
-              chunk,      numel, keep ? t.kept : rows, gradients, keep ? kept.row.data() : nullptr,
+              chunk,      numel, keep ? t.kept : rows, gradients, keep ? kept.data() : nullptr,
               t.edge_pair};
         },
         chunk.begin, chunk.end);
