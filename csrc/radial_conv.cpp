@@ -67,8 +67,8 @@ class Chunks {
         seen_(order.num_edges, -1) {}
 
   bool next(Chunk& chunk) {
-    if (chunk.end == nodes_) return false;
-    chunk.begin = chunk.end;
+    if (done_ == nodes_) return false;
+    chunk.begin = chunk.end = done_;
     chunk.first = ptr_[chunk.begin];
     chunk.rows.clear();
     chunk.row_of.clear();
@@ -84,6 +84,7 @@ class Chunks {
       ++chunk.end;
     }
     chunk.last = ptr_[chunk.end];
+    done_ = chunk.end;
     base_ += chunk.num_rows();
     return true;
   }
@@ -93,7 +94,8 @@ class Chunks {
   const int64_t nodes_, max_rows_;
   const bool once_;
   std::vector<int64_t> seen_;  // [edge]: its row, counted over all chunks
-  int64_t base_ = 0;
+  int64_t done_ = 0;           // nodes of chunks so far
+  int64_t base_ = 0;           // and rows
 };
 
 template <class T>
@@ -123,10 +125,10 @@ HiddenLayers<T> hidden_layers(const RadialTensors<T>& t) {
 }
 
 // rows[i] = hidden layers of radial[chunk.rows[i]], times weight
-template <class T>
+template <class T, class Aside>
 void multiply(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel, T* rows,
-              ParallelFor parallel_for, int64_t threads) {
-  for_blocks(chunk.num_rows(), parallel_for, threads, [&] {
+              ParallelFor parallel_for, int64_t threads, const Aside& aside) {
+  auto make = [&] {
     return [&, hidden = HiddenRows<T>(hidden_layers(t))](int64_t row, int count) mutable {
       T* c[kBlockRows] = {};
       for (int r = 0; r < count; ++r) {
@@ -135,70 +137,79 @@ void multiply(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel, T* r
       }
       gemm_block<T, false>(hidden.forward(count), count, t.width, t.weight, numel, numel, c);
     };
-  });
+  };
+  for_blocks(chunk.num_rows(), parallel_for, threads, make, aside);
 }
+
+// What the gradients of a chunk's edges add up to: which rows go back through weight at once, with
+// what waited for them, and which wait; and the edges of each row, a list from its head on.
+struct Sums {
+  struct Row {
+    int32_t row, slot;  // where its sum waits, or -1
+    bool first;         // nothing waits there yet
+  };
+  std::vector<Row> back, wait;
+  std::vector<int64_t> head, next;  // [row], [position - first]; -1 at the end
+
+  void link(const Chunk& chunk) {
+    head.assign(chunk.rows.size(), -1);
+    next.resize(chunk.row_of.size());
+    for (int64_t i = int64_t(chunk.row_of.size()) - 1; i >= 0; --i) {
+      next[i] = head[chunk.row_of[i]];
+      head[chunk.row_of[i]] = i;
+    }
+  }
+};
 
 // Sums of gradients of pairs that have edges in later chunks too: they wait for those, so that each
 // pair's goes back through weight once; in parts, where there is no room.
 template <class T>
 class WaitingRows {
  public:
-  struct Wait {
-    int32_t row;
-    bool first;  // nothing waits yet
-  };
-  std::vector<int32_t> back;  // rows of the chunk that go back now, with what waited for them
-  std::vector<Wait> wait;     // and those that wait
-
   WaitingRows(const int64_t* pair, int64_t num_edges, int64_t numel)
       : numel_(numel), edges_left_(num_edges, 0), slot_(num_edges, kNone) {
     int64_t most = 0;
     for (int64_t e = 0; e < num_edges; ++e) most += edges_left_[pair ? pair[e] : e]++ == 1;
-    const int64_t row_bytes = std::max<int64_t>(1, numel * int64_t(sizeof(T)));
-    slots_ = std::min(most, kBytes / row_bytes);
+    const int64_t row_bytes = std::max<int64_t>(1, numel) * int64_t(sizeof(T));
+    slots_ = int32_t(std::min(most, kBytes / row_bytes));
     memory_.emplace(std::max<int64_t>(64, slots_ * row_bytes));
   }
 
-  // Sorts the rows of a chunk, whose edges have their gradients.
-  void sort(const Chunk& chunk) {
+  // Sorts the rows of a chunk. Those of the chunk before may still be at their sums.
+  void sort(const Chunk& chunk, Sums& sums) {
     free_.insert(free_.end(), read_.begin(), read_.end());
     read_.clear();
-    back.clear();
-    wait.clear();
+    sums.back.clear();
+    sums.wait.clear();
     for (int32_t row : chunk.row_of) --edges_left_[chunk.rows[row]];
     for (int32_t row = 0; row < chunk.num_rows(); ++row) {
       const int64_t edge = chunk.rows[row];
-      int32_t& slot = slot_[edge];
-      const bool first = slot == kNone;
-      if (edges_left_[edge] > 0 && first) slot = int32_t(take());
-      if (edges_left_[edge] > 0 && slot != kNone)
-        wait.push_back({row, first});
-      else
-        back.push_back(row);
+      const bool first = slot_[edge] == kNone;
+      if (edges_left_[edge] > 0 && first) slot_[edge] = take();
+      const int32_t slot = slot_[edge];
+      (edges_left_[edge] > 0 && slot != kNone ? sums.wait : sums.back)
+          .push_back({row, slot, first});
       if (edges_left_[edge] == 0 && slot != kNone) read_.push_back(slot);
     }
   }
 
-  // Where the pair's sum waits; null if it does not.
-  T* sum(int64_t edge) const {
-    const int64_t slot = slot_[edge];
-    return slot == kNone ? nullptr : static_cast<T*>(memory_->get()) + slot * numel_;
-  }
+  T* sum(int32_t slot) const { return static_cast<T*>(memory_->get()) + slot * numel_; }
 
  private:
-  static constexpr int64_t kBytes = int64_t(2) << 30, kNone = -1;
+  static constexpr int64_t kBytes = int64_t(2) << 30;
+  static constexpr int32_t kNone = -1;
 
-  int64_t take() {
+  int32_t take() {
     if (free_.empty()) return next_ < slots_ ? next_++ : kNone;
-    const int64_t slot = free_.back();
+    const int32_t slot = free_.back();
     free_.pop_back();
     return slot;
   }
 
   const int64_t numel_;
   std::vector<int32_t> edges_left_, slot_;  // [edge that stands for its pair]
-  std::vector<int64_t> free_, read_;        // slots: to be taken, and after this chunk
-  int64_t slots_ = 0, next_ = 0;
+  std::vector<int32_t> free_, read_;        // slots: to be taken, and after this chunk
+  int32_t slots_ = 0, next_ = 0;
   std::optional<Workspace> memory_;
 };
 
@@ -218,44 +229,39 @@ struct Transposed {
 
 // dradial[chunk.rows[i]] += sum of the gradients of the row's edges, back through weight and the
 // hidden layers; of rows that have all of them
-template <class T>
-void multiply_back(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel, const T* gradients,
-                   const Transposed<T>& transposed, WaitingRows<T>& waiting,
-                   ParallelFor parallel_for, int64_t threads) {
-  std::vector<int64_t> head(chunk.rows.size(), -1), next(chunk.row_of.size());
-  for (int64_t i = int64_t(chunk.row_of.size()) - 1; i >= 0; --i) {
-    next[i] = head[chunk.row_of[i]];
-    head[chunk.row_of[i]] = i;
-  }
+template <class T, class Aside>
+void multiply_back(const RadialTensors<T>& t, const Chunk& chunk, const Sums& sums, int64_t numel,
+                   const T* gradients, const Transposed<T>& transposed,
+                   const WaitingRows<T>& waiting, ParallelFor parallel_for, int64_t threads,
+                   const Aside& aside) {
   auto add = [&](T* sum, const T* row) {
     for (int64_t k = 0; k < numel; ++k) sum[k] += row[k];
   };
   auto add_edges = [&](T* sum, int32_t row, bool first) {
-    int64_t i = head[row];
+    int64_t i = sums.head[row];
     if (first) {
       std::copy_n(gradients + i * numel, numel, sum);
-      i = next[i];
+      i = sums.next[i];
     }
-    for (; i >= 0; i = next[i]) add(sum, gradients + i * numel);
+    for (; i >= 0; i = sums.next[i]) add(sum, gradients + i * numel);
   };
-  waiting.sort(chunk);
-  for_blocks(int64_t(waiting.wait.size()), parallel_for, threads, [&] {
+  for_blocks(int64_t(sums.wait.size()), parallel_for, threads, [&] {
     return [&](int64_t begin, int count) {
       for (int64_t i = begin; i < begin + count; ++i) {
-        const auto [row, first] = waiting.wait[i];
-        add_edges(waiting.sum(chunk.rows[row]), row, first);
+        const auto [row, slot, first] = sums.wait[i];
+        add_edges(waiting.sum(slot), row, first);
       }
     };
   });
-  for_blocks(int64_t(waiting.back.size()), parallel_for, threads, [&] {
+  auto make = [&] {
     return [&, a = zeros<T>(kBlockRows * numel), b = zeros<T>(kBlockRows * t.width),
             hidden = HiddenRows<T>(hidden_layers(t))](int64_t begin, int count) mutable {
       T *to[kBlockRows] = {}, *c[kBlockRows] = {};
       for (int r = 0; r < count; ++r) {
-        const int32_t row = waiting.back[begin + r];
+        const auto [row, slot, first] = sums.back[begin + r];
         const int64_t edge = chunk.rows[row];
         add_edges(a.get() + r * numel, row, true);
-        if (const T* sum = waiting.sum(edge)) add(a.get() + r * numel, sum);
+        if (!first) add(a.get() + r * numel, waiting.sum(slot));
         to[r] = t.dradial + edge * t.inputs;
         c[r] = b.get() + r * t.width;
         hidden.set(r, t.radial + edge * t.inputs);
@@ -267,7 +273,8 @@ void multiply_back(const RadialTensors<T>& t, const Chunk& chunk, int64_t numel,
       hidden.forward(count);
       hidden.backward(b.get(), count, transposed.hidden.data(), to);
     };
-  });
+  };
+  for_blocks(int64_t(sums.back.size()), parallel_for, threads, make, aside);
 }
 
 // By several threads where it is much: a run of few costs more.
@@ -301,19 +308,18 @@ void forward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* t
   };
   if (t.first_row) return receive([&] { return SplineRows<T>(t, table); }, 0, nodes);
   const bool keep = keeps_rows(t, order.num_edges);
-  Chunk chunk;
+  Chunk chunk, following;
   Chunks chunks(order.dst_ptr, order.dst_edge, t.edge_pair, order, numel * int64_t(sizeof(T)),
                 keep);
+  Workspace memory(64);
   T* next = t.kept;
-  for (Workspace memory(64); chunks.next(chunk); next += keep * numel * chunk.num_rows()) {
+  for (bool more = chunks.next(chunk); more; std::swap(chunk, following)) {
     if (!keep) memory.grow(numel * chunk.num_rows() * int64_t(sizeof(T)));
     T* rows = keep ? next : static_cast<T*>(memory.get());
-    multiply(t, chunk, numel, rows, parallel_for, threads);
-    receive(
-        [&] {
-          return ChunkRows<T>{chunk, numel, rows, nullptr, nullptr, nullptr};
-        },
-        chunk.begin, chunk.end);
+    next += keep * numel * chunk.num_rows();
+    multiply(t, chunk, numel, rows, parallel_for, threads, [&] { more = chunks.next(following); });
+    receive([&] { return ChunkRows<T>{chunk, numel, rows, nullptr, nullptr, nullptr}; },
+            chunk.begin, chunk.end);
   }
 }
 
@@ -335,14 +341,23 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
   const Transposed<T> transposed(t, numel);
   const bool keep = keeps_rows(t, order.num_edges);
   const std::vector<int64_t> kept = keep ? places_of_kept(t, order) : std::vector<int64_t>();
-  Chunk chunk;
   Chunks chunks(order.src_ptr, order.src_edge, t.edge_pair, order, numel * int64_t(sizeof(T)));
   WaitingRows<T> waiting(t.edge_pair, order.num_edges, numel);
-  for (Workspace memory(64); chunks.next(chunk);) {
+  Chunk chunk, following;
+  Sums sums, following_sums;
+  auto advance = [&](Chunk& chunk, Sums& sums) {
+    if (!chunks.next(chunk)) return false;
+    waiting.sort(chunk, sums);
+    sums.link(chunk);
+    return true;
+  };
+  Workspace memory(64);
+  for (bool more = advance(chunk, sums); more;
+       std::swap(chunk, following), std::swap(sums, following_sums)) {
     const int64_t made = keep ? 0 : chunk.num_rows();
     memory.grow(numel * (made + chunk.last - chunk.first) * int64_t(sizeof(T)));
     T *rows = static_cast<T*>(memory.get()), *gradients = rows + numel * made;
-    if (!keep) multiply(t, chunk, numel, rows, parallel_for, threads);
+    if (!keep) multiply(t, chunk, numel, rows, parallel_for, threads, [] {});
     send(
         [&] {
           return ChunkRows<T>{
@@ -350,7 +365,8 @@ void backward(const RadialTensors<T>& t, const EdgeOrder& order, const int64_t* 
               t.edge_pair};
         },
         chunk.begin, chunk.end);
-    multiply_back(t, chunk, numel, gradients, transposed, waiting, parallel_for, threads);
+    multiply_back(t, chunk, sums, numel, gradients, transposed, waiting, parallel_for, threads,
+                  [&] { more = advance(following, following_sums); });
   }
 }
 
