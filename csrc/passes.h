@@ -101,7 +101,6 @@ struct Scratch {
         da(allocate<Short<T>>(kDaRows<T> * plan.dim2)),
         sums(allocate<Short<T>>(kDaRows<T> * plan.dim2 / kShortLanes<T>)) {
     group.q = q.get();
-    group.entries = plan.matrix_entries;
     group.da = da.get();
   }
 
@@ -123,11 +122,12 @@ struct Scratch {
   }
 
   // The group of `count` edges, of `left` edges to come; `far` are their nodes at the other end.
-  // What the next group will read from memory is fetched.
+  // What the next group will read from memory is fetched, but for weights: of those the rows
+  // `ahead` edges later stand ready to be.
   template <bool kSecond, class Rows>
   void fill(const Plan<T>& plan, const Tensors<T>& t, const Rows& rows, int64_t k,
-            const int64_t* edges, const int64_t* far, int count, int64_t left, const T* far_rows,
-            const T* far_rows2, int far_packed) {
+            const int64_t* edges, const int64_t* far, int count, int64_t left, int ahead,
+            const T* far_rows, const T* far_rows2, int far_packed) {
     group.count = count;
     group.stream = rows.stream;
     gather(t.edge_attr, plan.dim2, edges, count, attr.get());
@@ -137,16 +137,17 @@ struct Scratch {
       make_matrices(plan, attr2.get(), matrix2.get());
     }
     for (int e = 0; e < count; ++e) {
-      const int next = e + kLanes<T> < left ? e + kLanes<T> : e;
+      const int next = e + kLanes<T> < left ? e + kLanes<T> : e,
+                later = e + ahead < left ? e + ahead : e;
       group.w[e] = rows.w(k + e, edges[e]);
-      group.next_w[e] = rows.w(k + next, edges[next]);
+      group.next_w[e] = rows.w(k + later, edges[later]);
       group.dw[e] = rows.dw(k + e, edges[e]);
       group.far[e] = far_rows + far[e] * far_packed;
       prefetch_soon(t.edge_attr + edges[next] * plan.dim2);
       prefetch_soon(t.edge_attr + (edges[next] + 1) * plan.dim2 - 1);
       if (!kSecond) continue;
       group.hw[e] = rows.hw(k + e, edges[e]);
-      group.next_hw[e] = rows.hw(k + next, edges[next]);
+      group.next_hw[e] = rows.hw(k + later, edges[later]);
       group.far2[e] = far_rows2 ? far_rows2 + far[e] * far_packed : nullptr;
       prefetch_soon(t.ha + edges[next] * plan.dim2);
       prefetch_soon(t.ha + (edges[next] + 1) * plan.dim2 - 1);
@@ -172,7 +173,7 @@ void receive_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const Ed
     const int64_t* edges = part.edge + k;
     rows.prepare(part, n, k);
     scratch.template fill<kSecond>(plan, t, rows, k, edges, order.dst_src + k, count,
-                                   rows.end(order.num_edges) - k, x, hx, plan.in.packed);
+                                   rows.end(order.num_edges) - k, kLanes<T>, x, hx, plan.in.packed);
     for (const PlanPath<T>& path : plan.paths) {
       scratch.at(path);
       receive<T, kSecond>(path, scratch.group, sum);
@@ -195,7 +196,8 @@ void send_node(const Plan<T>& plan, const Tensors<T>& t, Rows& rows, const EdgeO
     const int64_t* edges = part.edge + k;
     rows.prepare(part, n, k);
     scratch.template fill<kSecond>(plan, t, rows, k, edges, order.src_dst + k, count,
-                                   rows.end(order.num_edges) - k, grad, nullptr, plan.out.packed);
+                                   rows.end(order.num_edges) - k, kStep, grad, nullptr,
+                                   plan.out.packed);
     Group<T>& group = scratch.group;
     for (group.begin = 0; group.begin < count; group.begin = group.end) {
       group.end = std::min(group.begin + kStep, count);

@@ -13,25 +13,15 @@ struct Group {
   int count;
   bool stream;                            // whether rows of dw are written past the caches
   const T *w[kLanes<T>], *hw[kLanes<T>];  // rows of edge_weight
-  const T *next_w[kLanes<T>], *next_hw[kLanes<T>];  // rows of the next group, to prefetch
+  const T *next_w[kLanes<T>], *next_hw[kLanes<T>];  // those of edges that follow, to prefetch
   T* dw[kLanes<T>];                                 // rows of its gradient
   const T *far[kLanes<T>], *far2[kLanes<T>];        // packed rows of the other node: x, hx or grad
   const T *matrix, *matrix2;                        // M, M' of the path at hand: [d1 * d3][lane]
   int begin, end;                                   // of them those that send() is to take
   const T* soon;                                    // what it will read next of far
-  Short<T>* q;                                      // Q of these, of all paths: [kStep][entries]
-  int entries;
-  Short<T>* da;  // [edge][dim2], not yet summed over lanes
+  Short<T>* q;                                      // Q of these, of all paths: [entry][kStep]
+  Short<T>* da;                                     // [edge][dim2], not yet summed over lanes
 };
-
-// Fetches the path's share of the row that follows in the next group at the place of edge e.
-template <class T, bool kSecond>
-FASTMLIP_INLINE inline void fetch_next(const PlanPath<T>& p, const Group<T>& group, int e) {
-  for (int column = p.fetch; column < p.fetch_end; column += 64 / int(sizeof(T))) {
-    prefetch(group.next_w[e] + column);
-    if (kSecond) prefetch(group.next_hw[e] + column);
-  }
-}
 
 // M of all paths, a vector of edges for each entry; entries without a term are zero already.
 template <class T>

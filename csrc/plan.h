@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -36,10 +37,13 @@ constexpr bool selected(int d1, int d3, int m1, int m3) {
 template <class T>
 struct PlanPath {
   int mul, padded, d1, d2, d3, in1, out, weight;  // in1, out: offsets in packed rows
-  int matrix;                    // where in the matrices of all paths its entries begin
-  bool sparse = true;            // only entries that are selected() can be other than zero
-  int next_out = 0;              // of the path that follows, of the last the first
-  int fetch = 0, fetch_end = 0;  // columns of a later row to prefetch meanwhile
+  int matrix;          // where in the matrices of all paths its entries begin
+  bool sparse = true;  // only entries that are selected() can be other than zero
+  int next_out = 0;    // of the path that follows, of the last the first
+  // Columns of weights for send() to fetch meanwhile: of the path kFetch paths later, which may be
+  // one of a later edge.
+  int fetch = 0, fetch_end = 0;
+  bool fetch_later = false;
 };
 
 struct PackedBlock {
@@ -66,6 +70,7 @@ struct Plan {
   // that is not zero, and further ones; and all of them, by m2.
   int matrix_entries = 0;
   std::vector<CgTerm<T>> set, add, by_m2;
+  std::vector<int> m2_end;  // where in by_m2 the terms of each m2 end
 
   explicit Plan(const int64_t* tables) {
     const auto& header = *reinterpret_cast<const Header*>(tables);
@@ -97,7 +102,10 @@ struct Plan {
     std::sort(by_m2.begin(), by_m2.end(), [](const auto& a, const auto& b) {
       return std::pair(a.m2, a.index) < std::pair(b.m2, b.index);
     });
-    share_prefetches();
+    m2_end.resize(dim2);
+    for (const CgTerm<T>& term : by_m2) ++m2_end[term.m2];
+    std::partial_sum(m2_end.begin(), m2_end.end(), m2_end.begin());
+    look_ahead();
   }
 
   void add_matrix(const PathRow& row, PlanPath<T>& path, const CgRow* cg) {
@@ -114,23 +122,14 @@ struct Plan {
     }
   }
 
-  // Columns of a row of weights by the work of each path, so that they come in at an even rate:
-  // half of a row can belong to paths that compute little.
-  void share_prefetches() {
-    auto work = [](const PlanPath<T>& p) {
-      return int64_t(p.mul) * p.d1 * (p.d2 == 1 ? 2 : p.d3 + 1);
-    };
-    constexpr int64_t line = 64 / sizeof(T);
-    int64_t total = 0, done = 0;
-    for (const PlanPath<T>& p : paths) total += work(p);
-    int column = 0;
+  void look_ahead() {
+    constexpr size_t kFetch = 4;
     for (size_t i = 0; i < paths.size(); ++i) {
-      const bool last = i + 1 == paths.size();
-      done += work(paths[i]);
-      paths[i].fetch = column;
-      column = int(last ? weight_numel : weight_numel * done / total / line * line);
-      paths[i].fetch_end = column;
-      paths[i].next_out = paths[last ? 0 : i + 1].out;
+      const PlanPath<T>& later = paths[(i + kFetch) % paths.size()];
+      paths[i].fetch = later.weight;
+      paths[i].fetch_end = later.weight + later.mul;
+      paths[i].fetch_later = i + kFetch >= paths.size();
+      paths[i].next_out = paths[(i + 1) % paths.size()].out;
     }
   }
 

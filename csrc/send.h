@@ -1,7 +1,7 @@
 // The way back of one path over one group of edges: gradients of the node at hand and of its edges.
 #pragma once
 
-#include "paths.h"
+#include "send_scalars.h"
 
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
@@ -32,27 +32,23 @@ void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, c
       holds_q ? wide((2 + kSecond) * D1 + 1, D1 * D3 + 2 + kSecond) : wide((1 + kSecond) * S + 1);
   const int d1 = D1 ? D1 : p.d1, d3 = D3 ? D3 : p.d3, padded = p.padded;
   const T *matrix = group.matrix + e, *matrix2 = group.matrix2 + e;
-  const T* grad = group.far[e] + p.out;
-  const T* soon = e + 1 < group.end ? group.far[e + 1] + p.out : group.soon;
-  const T *w_row = group.w[e] + p.weight, *hw_row = group.hw[e] + p.weight;
-  T* dw_row = group.dw[e] + p.weight;
-  const bool stream = group.stream && can_stream(dw_row);
+  const PathEdge<T> edge(p, group, e);
   Vec<T> q[kQ] = {};
-  fetch_next<T, kSecond>(p, group, e);
+  fetch_later<T, kSecond>(p, group, e);
   for_channels<T, vectors>(p.mul, [&](auto W, int u, int left) FASTMLIP_INLINE {
     Vec<T> y[W * S] = {}, y2[kSecond ? W * S : 1] = {}, wx[holds_q ? W * S : 1];
     if constexpr (holds_q)
       unroll<W>(W, [&](int v) FASTMLIP_INLINE {
         const int at = u + v * L;
-        weighted<T, D1, kSecond>(d1, x + at, hx + at, padded, w_row + at, hw_row + at, left,
+        weighted<T, D1, kSecond>(d1, x + at, hx + at, padded, edge.w + at, edge.hw + at, left,
                                  wx + v * S);
       });
     unroll<D3>(d3, [&](int m3) FASTMLIP_INLINE {
       Vec<T> g[W];
       unroll<W>(W, [&](int v) FASTMLIP_INLINE {
         const int at = m3 * padded + u + v * L;
-        g[v] = pin(load(grad + at));
-        if (begins_line(v)) prefetch_soon(soon + at);
+        g[v] = pin(load(edge.grad + at));
+        if (begins_line(v)) prefetch_soon(edge.soon + at);
       });
       unroll<D1>(d1, [&](int m1) FASTMLIP_INLINE {
         if (kSparse && !selected(D1, D3, m1, m3)) return;
@@ -68,9 +64,9 @@ void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, c
       });
     });
     unroll<W>(W, [&](int v) FASTMLIP_INLINE {
-      const Vec<T> w = pin(load_some(w_row + u + v * L, left));
+      const Vec<T> w = pin(load_some(edge.w + u + v * L, left));
       Vec<T> hw{}, dw{};
-      if (kSecond) hw = pin(load_some(hw_row + u + v * L, left));
+      if (kSecond) hw = pin(load_some(edge.hw + u + v * L, left));
       unroll<D1>(d1, [&](int m1) FASTMLIP_INLINE {
         const int at = m1 * padded + u + v * L;
         const Vec<T> xm = pin(load(x + at)), ym = y[v * S + m1];
@@ -85,10 +81,11 @@ void send_rows(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, c
         }
         store(dx + at, d);
       });
-      write_some(dw_row + u + v * L, dw, left, stream);
+      write_some(edge.dw + u + v * L, dw, left, edge.stream);
     });
   });
-  if constexpr (holds_q) unroll<kQ>(kQ, [&](int i) FASTMLIP_INLINE { to[i] = shorten<T>(q[i]); });
+  if constexpr (holds_q)
+    unroll<kQ>(kQ, [&](int i) FASTMLIP_INLINE { to[i * kStep] = shorten<T>(q[i]); });
 }
 
 // How many columns of m1 of Q, from `first` on, a loop over channels can sum in registers, besides
@@ -109,21 +106,21 @@ FASTMLIP_INLINE inline void send_columns(const PlanPath<T>& p, const Group<T>& g
                                          const T* x, const T* hx, Short<T>* to) {
   constexpr int C = columns_from<D1, D3, kSparse>(kFirst), next = kFirst + C;
   const int padded = p.padded, first = kFirst * padded;
-  const T *grad = group.far[e] + p.out, *w_row = group.w[e] + p.weight,
-          *hw_row = group.hw[e] + p.weight;
+  const PathEdge<T> edge(p, group, e);
   Vec<T> q[C * D3] = {};
   for_channels<T>(p.mul, [&](auto, int u, int left) FASTMLIP_INLINE {
     Vec<T> v[C];
-    weighted<T, C, kSecond>(C, x + first + u, hx + first + u, padded, w_row + u, hw_row + u, left,
+    weighted<T, C, kSecond>(C, x + first + u, hx + first + u, padded, edge.w + u, edge.hw + u, left,
                             v);
     unroll<D3>(D3, [&](int m3) FASTMLIP_INLINE {
-      const Vec<T> g = pin(load(grad + m3 * padded + u));
+      const Vec<T> g = pin(load(edge.grad + m3 * padded + u));
       unroll<C>(C, [&](int c) FASTMLIP_INLINE {
         if (!kSparse || selected(D1, D3, kFirst + c, m3)) q[c * D3 + m3] += v[c] * g;
       });
     });
   });
-  unroll<C * D3>(C * D3, [&](int i) FASTMLIP_INLINE { to[kFirst * D3 + i] = shorten<T>(q[i]); });
+  unroll<C * D3>(C * D3,
+                 [&](int i) FASTMLIP_INLINE { to[(kFirst * D3 + i) * kStep] = shorten<T>(q[i]); });
   if constexpr (next < D1) send_columns<T, D1, D3, kSparse, kSecond, next>(p, group, e, x, hx, to);
 }
 
@@ -132,34 +129,38 @@ template <class T, bool kSecond>
 void send_any_columns(const PlanPath<T>& p, const Group<T>& group, int e, const T* x, const T* hx,
                       Short<T>* to) {
   const int d3 = p.d3, padded = p.padded;
-  const T *grad = group.far[e] + p.out, *w_row = group.w[e] + p.weight,
-          *hw_row = group.hw[e] + p.weight;
-  for (int m1 = 0; m1 < p.d1; ++m1, x += padded, hx += padded, to += d3) {
+  const PathEdge<T> edge(p, group, e);
+  for (int m1 = 0; m1 < p.d1; ++m1, x += padded, hx += padded, to += d3 * kStep) {
     Vec<T> q[kMaxDim] = {};
     for_channels<T>(p.mul, [&](auto, int u, int left) FASTMLIP_INLINE {
       Vec<T> v;
-      weighted<T, 1, kSecond>(1, x + u, hx + u, padded, w_row + u, hw_row + u, left, &v);
-      for (int m3 = 0; m3 < d3; ++m3) q[m3] += v * pin(load(grad + m3 * padded + u));
+      weighted<T, 1, kSecond>(1, x + u, hx + u, padded, edge.w + u, edge.hw + u, left, &v);
+      for (int m3 = 0; m3 < d3; ++m3) q[m3] += v * pin(load(edge.grad + m3 * padded + u));
     });
-    for (int m3 = 0; m3 < d3; ++m3) to[m3] = shorten<T>(q[m3]);
+    for (int m3 = 0; m3 < d3; ++m3) to[m3 * kStep] = shorten<T>(q[m3]);
   }
 }
 
 // da of kStep edges at a time from their Q, one coefficient for all of them.
-constexpr int kStep = 4;
-
 template <class T>
 [[gnu::noinline]] void contract_q(const Plan<T>& plan, const Short<T>* q, Short<T>* da) {
-  const int entries = plan.matrix_entries, dim2 = plan.dim2;
-  const CgTerm<T>*term = plan.by_m2.data(), *end = term + plan.by_m2.size();
+  constexpr int V = kStep * kShortLanes<T> / kLanes<T>;
+  const int dim2 = plan.dim2;
+  const CgTerm<T>* term = plan.by_m2.data();
   for (int m2 = 0; m2 < dim2; ++m2) {
-    Short<T> sum[kStep] = {};
-    for (; term != end && term->m2 == m2; ++term) {
-      const T value = term->value;
-      const Short<T>* from = q + term->index;
-      unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { sum[e] += value * from[e * entries]; });
-    }
-    unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { da[e * dim2 + m2] = sum[e]; });
+    Vec<T> sum[2 * V] = {};  // of every other term, so that additions need not wait for each other
+    auto add = [&](const CgTerm<T>& t, Vec<T>* to) FASTMLIP_INLINE {
+      const Vec<T> value = broadcast<T>(t.value);
+      const T* from = reinterpret_cast<const T*>(q + t.index * kStep);
+      unroll<V>(V, [&](int v) FASTMLIP_INLINE { to[v] += value * load(from + v * kLanes<T>); });
+    };
+    const CgTerm<T>* stop = plan.by_m2.data() + plan.m2_end[m2];
+    for (; term + 1 < stop; term += 2) add(term[0], sum), add(term[1], sum + V);
+    if (term < stop) add(*term++, sum);
+    unroll<V>(V, [&](int v) FASTMLIP_INLINE { sum[v] += sum[V + v]; });
+    Short<T> each[kStep];
+    std::memcpy(each, sum, sizeof(each));
+    unroll<kStep>(kStep, [&](int e) FASTMLIP_INLINE { da[e * dim2 + m2] = each[e]; });
   }
 }
 
@@ -169,111 +170,13 @@ template <class T, int D1, int D3, bool kSparse, bool kSecond>
   x += p.in1;
   hx += p.in1;
   dx += p.in1;
-  Short<T>* q = group.q + p.matrix;
-  for (int e = group.begin; e < group.end; ++e, q += group.entries) {
+  Short<T>* q = group.q + p.matrix * kStep;
+  for (int e = group.begin; e < group.end; ++e, ++q) {
     send_rows<T, D1, D3, kSparse, kSecond>(p, group, e, x, hx, dx, q);
     if constexpr (!D1 || !D3)
       send_any_columns<T, kSecond>(p, group, e, x, hx, q);
     else if constexpr (!kHoldsQ<D1, D3, kSecond>)
       send_columns<T, D1, D3, kSparse, kSecond>(p, group, e, x, hx, q);
-  }
-}
-
-// d3 = 1: M is a vector m, and out = w (m . x).
-template <class T, int D, bool kSecond>
-[[gnu::noinline]] void send_dot_path(const PlanPath<T>& p, const Group<T>& group, const T* x,
-                                     const T* hx, T* dx) {
-  constexpr int L = kLanes<T>;
-  const int padded = p.padded;
-  x += p.in1;
-  hx += p.in1;
-  dx += p.in1;
-  Short<T>* to = group.q + p.matrix;
-  for (int e = group.begin; e < group.end; ++e, to += group.entries) {
-    const T *grad = group.far[e] + p.out, *w_row = group.w[e] + p.weight,
-            *hw_row = group.hw[e] + p.weight;
-    T* dw_row = group.dw[e] + p.weight;
-    const bool stream = group.stream && can_stream(dw_row);
-    const T* soon = e + 1 < group.end ? group.far[e + 1] + p.out : group.soon;
-    fetch_next<T, kSecond>(p, group, e);
-    Vec<T> q[D] = {}, m[D], m2[D];
-    unroll<D>(D, [&](int m1) FASTMLIP_INLINE {
-      m[m1] = broadcast<T>(group.matrix[m1 * L + e]);
-      if (kSecond) m2[m1] = broadcast<T>(group.matrix2[m1 * L + e]);
-    });
-    for_channels<T>(p.mul, [&](auto, int u, int left) FASTMLIP_INLINE {
-      const Vec<T> g = pin(load(grad + u)), wg = pin(load_some(w_row + u, left)) * g;
-      Vec<T> hwg{}, dot{};
-      if (kSecond) hwg = pin(load_some(hw_row + u, left)) * g;
-      prefetch_soon(soon + u);
-      unroll<D>(D, [&](int m1) FASTMLIP_INLINE {
-        const int at = m1 * padded + u;
-        const Vec<T> xm = pin(load(x + at));
-        Vec<T> d = load(dx + at);
-        if (kSecond) {
-          const Vec<T> hxm = pin(load(hx + at));
-          dot += m2[m1] * xm + m[m1] * hxm;
-          d += m2[m1] * wg + m[m1] * hwg;
-          q[m1] += hxm * wg + xm * hwg;
-        } else {
-          dot += m[m1] * xm;
-          d += m[m1] * wg;
-          q[m1] += xm * wg;
-        }
-        store(dx + at, d);
-      });
-      write_some(dw_row + u, dot * g, left, stream);
-    });
-    unroll<D>(D, [&](int m1) FASTMLIP_INLINE { to[m1] = shorten<T>(q[m1]); });
-  }
-}
-
-template <class T, int D, bool kSecond>
-[[gnu::noinline]] void send_scalar_path(const PlanPath<T>& p, const Group<T>& group, const T* x,
-                                        const T* hx, T* dx) {
-  constexpr int L = kLanes<T>;
-  const int d = D ? D : p.d1, padded = p.padded;
-  x += p.in1;
-  hx += p.in1;
-  dx += p.in1;
-  Short<T>* to = group.q + p.matrix;
-  for (int e = group.begin; e < group.end; ++e, to += group.entries) {
-    const T *grad = group.far[e] + p.out, scale = group.matrix[e],
-            scale2 = kSecond ? group.matrix2[e] : T(0);
-    const T *w_row = group.w[e] + p.weight, *hw_row = group.hw[e] + p.weight;
-    T* dw_row = group.dw[e] + p.weight;
-    const bool stream = group.stream && can_stream(dw_row);
-    const T* soon = e + 1 < group.end ? group.far[e + 1] + p.out : group.soon;
-    fetch_next<T, kSecond>(p, group, e);
-    Vec<T> q[wide(2)] = {};  // several, so that their additions need not wait for each other
-    for_channels<T, wide(2)>(p.mul, [&](auto W, int u, int left) FASTMLIP_INLINE {
-      unroll<W>(W, [&](int v) FASTMLIP_INLINE {
-        const int column = u + v * L;
-        const Vec<T> w = pin(load_some(w_row + column, left));
-        Vec<T> hw{}, xg{}, hxg{}, with_g = scale * w;
-        if (kSecond) {
-          hw = pin(load_some(hw_row + column, left));
-          with_g = scale2 * w + scale * hw;
-        }
-        unroll<D>(d, [&](int m) FASTMLIP_INLINE {
-          const int at = m * padded + column;
-          const Vec<T> g = pin(load(grad + at));
-          if (begins_line(v)) prefetch_soon(soon + at);
-          xg += load(x + at) * g;
-          if (kSecond) hxg += load(hx + at) * g;
-          store(dx + at, load(dx + at) + with_g * g);
-        });
-        Vec<T> dw = scale * xg;
-        q[v] += w * (kSecond ? hxg : xg);
-        if (kSecond) {
-          q[v] += hw * xg;
-          dw = scale2 * xg + scale * hxg;
-        }
-        write_some(dw_row + column, dw, left, stream);
-      });
-    });
-    for (int v = 1; v < wide(2); ++v) q[0] += q[v];
-    *to = shorten<T>(q[0]);
   }
 }
 
@@ -284,6 +187,8 @@ void send(const PlanPath<T>& p, const Group<T>& group, const T* x, const T* hx, 
   with_dims(p, [&](auto D1, auto D3, auto Sparse) {
     if constexpr (D1 > 1 && D3 == 1)
       send_dot_path<T, D1, kSecond>(p, group, x, hx, dx);
+    else if constexpr (D1 == 1 && D3 > 1 && holds<D3, kSecond>(1))
+      send_row_path<T, D3, kSecond>(p, group, x, hx, dx);
     else
       send_path<T, D1, D3, Sparse, kSecond>(p, group, x, hx, dx);
   });

@@ -23,6 +23,8 @@
 #define FASTMLIP_STREAM_VECTOR __m256
 #endif
 
+#define FASTMLIP_INLINE __attribute__((always_inline))
+
 namespace fastmlip::FASTMLIP_ISA {
 
 template <class T, int Bytes = FASTMLIP_VECTOR_BYTES>
@@ -113,13 +115,15 @@ inline void store(T* to, Vec<T> v) {
   std::memcpy(to, &v, sizeof(v));
 }
 
+// Into the second cache, and into the first. Not left to the compiler to inline: in large functions
+// it does not, finds that a call has no effect, and drops it.
 template <class T>
-inline void prefetch(const T* from) {
+FASTMLIP_INLINE inline void prefetch(const T* from) {
   __builtin_prefetch(from, 0, 2);
 }
 
 template <class T>
-inline void prefetch_soon(const T* from) {
+FASTMLIP_INLINE inline void prefetch_soon(const T* from) {
   __builtin_prefetch(from, 0, 3);
 }
 
@@ -208,7 +212,6 @@ inline V sum_each(const V* from, int64_t stride) {
 
 // f(0) .. f(n - 1), written out for n = D where D is known at compile time (D > 0), so that small
 // arrays indexed in f become registers.
-#define FASTMLIP_INLINE __attribute__((always_inline))
 template <class F, int... I>
 FASTMLIP_INLINE inline void unroll_sequence(const F& f, std::integer_sequence<int, I...>) {
   (f(I), ...);
