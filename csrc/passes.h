@@ -5,6 +5,7 @@
 //   rows.w(k, edge), hw, dw         the row of edge_weight, of its direction, of its gradient
 //   rows.finish(k, count)           the gradients of these edges are there
 //   rows.stream                     whether gradient rows are read much later, so past the caches
+//   rows.parts                      how many parts of the nodes there are for each thread
 #pragma once
 
 #include <optional>
@@ -18,11 +19,11 @@ namespace {
 // thread a node falls to changes nothing that is computed.
 class Parts {
  public:
-  Parts(const int64_t* ptr, int64_t begin, int64_t end, int64_t threads)
+  Parts(const int64_t* ptr, int64_t begin, int64_t end, int64_t threads, int64_t each)
       : ptr_(ptr),
         begin_(begin),
         end_(end),
-        parts_(threads == 1 ? 1 : 8 * threads),
+        parts_(threads == 1 ? 1 : each * threads),
         shares_(parts_, threads) {}
 
   bool take(int64_t thread, int64_t* begin, int64_t* end) {
@@ -227,7 +228,7 @@ template <class T, bool kSecond, class MakeRows>
 void receive_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& make_rows,
                    const EdgeOrder& order, const T* x, const T* hx, int64_t begin, int64_t end,
                    ParallelFor parallel_for, int64_t threads) {
-  Parts parts(order.dst_ptr, begin, end, threads);
+  Parts parts(order.dst_ptr, begin, end, threads, decltype(make_rows())::parts);
   run(parallel_for, threads, [&](int64_t thread) {
     Scratch<T> scratch(plan);
     auto rows = make_rows();
@@ -248,7 +249,7 @@ template <class T, bool kSecond, class MakeRows>
 void send_nodes(const Plan<T>& plan, const Tensors<T>& t, const MakeRows& make_rows,
                 const EdgeOrder& order, const T* grad, const T* x, const T* hx, int64_t begin,
                 int64_t end, ParallelFor parallel_for, int64_t threads) {
-  Parts parts(order.src_ptr, begin, end, threads);
+  Parts parts(order.src_ptr, begin, end, threads, decltype(make_rows())::parts);
   run(parallel_for, threads, [&](int64_t thread) {
     Scratch<T> scratch(plan);
     auto rows = make_rows();

@@ -106,6 +106,7 @@ struct ChunkRows {
   T* gradients;
   const int64_t *kept, *pair;  // if rows are those of places_of_kept()
   static constexpr bool stream = false;
+  static constexpr int64_t parts = 8;
 
   int64_t end(int64_t) const { return chunk.last; }
   void prepare(const Part&, int64_t, int64_t) {}

@@ -87,6 +87,7 @@ struct SplineRows {
   static constexpr int columns = vectors * kLanes<T>;
   static constexpr int line = 64 / sizeof(T);  // of a cache
   static constexpr bool stream = false;
+  static constexpr int64_t parts = 8;
   static constexpr int kBasis = 8;
   const RadialTensors<T>& t;
   const SplineTable<T>& table;

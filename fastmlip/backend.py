@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 BACKENDS = ("auto", "cpp", "triton", "reference")
+FLOATS = (torch.float32, torch.float64)  # what kernels are there for
 
 
 class BackendUnavailableError(RuntimeError):

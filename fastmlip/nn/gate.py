@@ -9,7 +9,8 @@ import torch
 from e3nn import nn
 
 from fastmlip import ops
-from fastmlip.ops.gate import FLOATS, Segment, make_tables, reference
+from fastmlip.backend import FLOATS
+from fastmlip.ops.gate import Segment, make_tables, reference
 
 NAMES = {torch.nn.functional.silu: "silu", torch.tanh: "tanh"}  # of e3nn's activation functions
 

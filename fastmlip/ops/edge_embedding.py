@@ -32,12 +32,12 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmlip import backend
+from fastmlip.backend import FLOATS
 from fastmlip.ops import _edge_embedding_reference as plain
 from fastmlip.ops.ladder import Rung, ladder
 from fastmlip.spherical_harmonics import tables as make_tables
 
 Tensor = torch.Tensor
-FLOATS = (torch.float32, torch.float64)
 
 
 class EdgeEmbedding(NamedTuple):

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 
 from fastmlip import backend
+from fastmlip.backend import FLOATS
 from fastmlip.ops.ladder import Rung, ladder
 
 Tensor = torch.Tensor
-FLOATS = (torch.float32, torch.float64)
 ACTIVATIONS = {  # in the order of csrc/gate.h
     "identity": lambda x: x,
     "silu": torch.nn.functional.silu,

@@ -31,10 +31,11 @@ from typing import Any
 import torch
 
 from fastmlip import backend
+from fastmlip.backend import FLOATS
 from fastmlip.ops.ladder import Rung, eager, has_memory, ladder
 
 Tensor = torch.Tensor
-FLOATS, INTEGERS = (torch.float32, torch.float64), (torch.int32, torch.int64)
+INTEGERS = (torch.int32, torch.int64)
 
 
 def scale_shift(

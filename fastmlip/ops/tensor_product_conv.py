@@ -32,12 +32,12 @@ from typing import Any
 import torch
 
 from fastmlip import backend, layout
+from fastmlip.backend import FLOATS
 from fastmlip.ops.edge_order import EdgeOrder, check_edges, check_range, edge_order
 from fastmlip.ops.ladder import Rung, eager, ladder, on_cpu
 from fastmlip.problem import TensorProductProblem
 
 Tensor = torch.Tensor
-FLOATS = (torch.float32, torch.float64)
 
 
 def tensor_product_conv(
