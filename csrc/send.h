@@ -167,9 +167,6 @@ template <class T>
 template <class T, int D1, int D3, bool kSparse, bool kSecond>
 [[gnu::noinline]] void send_path(const PlanPath<T>& p, const Group<T>& group, const T* x,
                                  const T* hx, T* dx) {
-  x += p.in1;
-  hx += p.in1;
-  dx += p.in1;
   Short<T>* q = group.q + p.matrix * kStep;
   for (int e = group.begin; e < group.end; ++e, ++q) {
     send_rows<T, D1, D3, kSparse, kSecond>(p, group, e, x, hx, dx, q);
@@ -182,6 +179,9 @@ template <class T, int D1, int D3, bool kSparse, bool kSecond>
 
 template <class T, bool kSecond>
 void send(const PlanPath<T>& p, const Group<T>& group, const T* x, const T* hx, T* dx) {
+  x += p.in1;
+  hx += p.in1;
+  dx += p.in1;
   if (p.d2 == 1)
     return with_dim(p.d1, [&](auto D) { send_scalar_path<T, D, kSecond>(p, group, x, hx, dx); });
   with_dims(p, [&](auto D1, auto D3, auto Sparse) {
