@@ -24,7 +24,7 @@ def _offer_modifiers(modify_utils):
     def get_all_modifiers(module, _all_modifiers=None):
         found = collect(module, _all_modifiers)
         if _all_modifiers is None:  # the outermost call of a recursion
-            from fastmlip.integrations.nequip import modifiers
+            from fastmlip.integrations.modifiers import modifiers
 
             found.update(modifiers(module))
         return found

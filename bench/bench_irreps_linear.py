@@ -9,7 +9,7 @@ import pytest
 import torch
 from e3nn import o3
 
-from fastmlip.integrations.nequip.linear import FoldedLinear, TypedLinear
+from fastmlip.integrations.linear import FoldedLinear, TypedLinear
 from fastmlip.testing import assert_close
 
 from .rows import Derivatives

@@ -17,7 +17,8 @@ from fastmlip.checks import run as checks_run
 from fastmlip.checks.report import Report
 from fastmlip.checks.table import CHECKS
 from fastmlip.cli import app
-from fastmlip.integrations.nequip import models
+from fastmlip.integrations import hosts
+from fastmlip.integrations.nequip.models import NequIPModel
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
@@ -97,7 +98,7 @@ def test_a_config_is_checked_without_its_data(config, tmp_path):
 
 
 def test_hydra_and_interpolations_of_the_example():
-    host = models.load(EXAMPLES / "nequip_fastmlip.yaml", "float64")
+    host = hosts.load(EXAMPLES / "nequip_fastmlip.yaml", "float64")
     assert host.type_names == ["Cu", "Pd", "Au"] and host.r_max == 5.0
     assert host.dtype is torch.float64
     assert not any(row.status == "swapped" for row in fastmlip.integrations.swap.report(host.model))
@@ -111,7 +112,7 @@ def test_statistics_per_type_differ_from_type_to_type(config):
     path = config.parent / "two.yaml"
     OmegaConf.save(settings, path)
     (module,) = (
-        m for m in models.load(path).model.modules() if type(m).__name__ == "PerTypeScaleShift"
+        m for m in hosts.load(path).model.modules() if type(m).__name__ == "PerTypeScaleShift"
     )
     assert module.scales.flatten().tolist() == [1.0, 1.1]
     assert module.shifts.flatten().tolist() == [-1.0, -0.9]
@@ -119,7 +120,7 @@ def test_statistics_per_type_differ_from_type_to_type(config):
 
 @pytest.mark.parametrize("dtype", [None, "float64"])
 def test_a_checkpoint_with_its_averaged_weights(checkpoint, dtype):
-    host = models.load(checkpoint, dtype)
+    host = hosts.load(checkpoint, dtype)
     assert host.dtype is (torch.float64 if dtype else torch.float32)
     saved = torch.load(checkpoint, weights_only=False)
     name = next(k for k in saved["state_dict"] if k.startswith("model.") and "linear_1" in k)
@@ -232,8 +233,8 @@ def as_compiled(model, monkeypatch):
                 out = model({key: data[key] for key in keys})
             return {k: out[k].detach() for k in ("atomic_energy", "forces", "virial")}
 
-    host = models.Host(Compiled(), "model.nequip.pt2", "compiled", torch.float64, TYPE_NAMES, 3.6)
-    monkeypatch.setattr(models, "load", lambda *arguments: host)
+    host = NequIPModel(Compiled(), "model.nequip.pt2", "compiled", torch.float64, TYPE_NAMES, 3.6)
+    monkeypatch.setattr(hosts, "load", lambda *arguments: host)
 
 
 def test_compiled_models(monkeypatch):
@@ -337,7 +338,7 @@ def test_names_of_checks_are_unique_and_documented():
 @pytest.mark.slow
 def test_package_and_compiled_model(checkpoint, tmp_path):
     package, compiled = tmp_path / "model.nequip.zip", tmp_path / "model.nequip.pt2"
-    host = models.load(checkpoint)
+    host = hosts.load(checkpoint)
     del host
     data = OmegaConf.load(checkpoint.parent / "conf.yaml").data
     saved = torch.load(checkpoint, weights_only=False)

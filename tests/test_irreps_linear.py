@@ -7,7 +7,7 @@ import torch
 from e3nn import o3
 
 from fastmlip import nn, ops, use_backend
-from fastmlip.integrations.nequip.linear import FoldedLinear, TypedLinear
+from fastmlip.integrations.linear import FoldedLinear, TypedLinear
 from fastmlip.ops.irreps_linear import LinearProblem, reference
 from fastmlip.testing import OPERATORS, assert_close, derivatives, poison_empty
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastmlip import layout, use_backend
-from fastmlip.integrations.nequip.linear import FoldedLinear
+from fastmlip.integrations.linear import FoldedLinear
 from fastmlip.ops.irreps_linear import LinearProblem
 from fastmlip.testing import OPERATORS, assert_close, derivatives, poison_empty
 

@@ -18,6 +18,8 @@ from fastmlip.checks.model import Side, operators_run
 from fastmlip.checks.report import FAILED, PASSED, SKIPPED, Report, Result
 from fastmlip.checks.structures import EDGES, POS, Frame
 from fastmlip.checks.table import CHECKS, Check
+from fastmlip.integrations import hosts, swap
+from fastmlip.integrations.host import SWAPPED, HostModel
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,14 +121,12 @@ def _attempt(function: Callable[..., Any], otherwise: Any, *arguments: Any) -> t
         return otherwise, f"{type(problem).__name__}: {problem}"
 
 
-def _host(model: Any, dtype: str | None, device: Any) -> Any:
-    from fastmlip.integrations.nequip import models
-
+def _host(model: Any, dtype: str | None, device: Any) -> HostModel:
     if isinstance(model, (str, Path)):
-        return models.load(model, dtype, str(device or "cpu"))
+        return hosts.load(model, dtype, str(device or "cpu"))
     if dtype is not None:
         raise ValueError("dtype: a model in memory has its own")
-    return models.describe(model)
+    return hosts.describe(model)
 
 
 def _device(host: Any) -> torch.device:
@@ -138,12 +138,10 @@ def _device(host: Any) -> torch.device:
 
 def _sides(host: Any, against: Any, device: torch.device) -> tuple[Side, Side | None, list, str]:
     """The model to check, what it is compared with, its modules, and what that is called."""
-    from fastmlip.integrations import swap
-
     modules: list[swap.Row] = []
     stock, origin = None, "nothing: a compiled model has no stock form"
     if not host.compiled:
-        before = {row.path for row in swap.report(host.model) if row.status == swap.SWAPPED}
+        before = {row.path for row in swap.report(host.model) if row.status == SWAPPED}
         if before:
             host.notes.append(
                 f"{len(before)} modules were of fastmlip already: they are compared with the "
@@ -226,7 +224,7 @@ def _backend(operators: dict[str, int], device: torch.device, compiled: bool) ->
 
 def _operators_row(report: Report, problem: str = "") -> Result:
     """Without it, a swap that does nothing would pass for a right one."""
-    expected = [row for row in report.modules if row.status == "swapped"]
+    expected = [row for row in report.modules if row.status == SWAPPED]
     status, note = PASSED, ""
     if problem:
         status, note = FAILED, problem

@@ -1,9 +1,4 @@
-"""``accelerate`` a model in memory, and say what was swapped, what was not, and why.
-
-A host package's folder beside this file (:mod:`~fastmlip.integrations.nequip`) knows modules by
-their structure and not by their class, because models from packages bring copies of the classes.
-It has three functions: ``judge``, ``replace`` and ``after_swap``.
-"""
+"""``accelerate`` a model in memory, and say what was swapped, what was not, and why."""
 
 from __future__ import annotations
 
@@ -12,10 +7,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from fastmlip.integrations import nequip
-
-HOSTS = (nequip,)
-READY, SWAPPED, KEPT = "ready", "swapped", "kept"
+from fastmlip.integrations.host import KEPT, READY, Verdict
+from fastmlip.integrations.hosts import HOSTS, judge
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -55,10 +48,9 @@ def accelerate(model: Model) -> Model:
         warnings.warn(f"accelerate left {len(kept)} modules as they were: {reasons}", stacklevel=2)
     new: dict[torch.nn.Module, torch.nn.Module] = {}
     for module in model.modules():
-        for host in HOSTS:
-            verdict = host.judge(module, model)
-            if verdict and verdict[0] == READY and module is not model:
-                new[module] = host.replace(module, model)
+        known = judge(module, model)
+        if known and known[1].status == READY and module is not model:
+            new[module] = known[0].replace(module, model)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:
@@ -78,12 +70,12 @@ def report(model: torch.nn.Module) -> list[Row]:
         )
     rows = []
     for path, module in model.named_modules():
-        for host in HOSTS:
-            verdict = host.judge(module, model)
-            if verdict and not path and verdict[0] == READY:
-                verdict = KEPT, "it cannot be swapped in place, pass the model that holds it"
-            if verdict:
-                rows.append(Row(path, type(module).__name__, *verdict))
+        if known := judge(module, model):
+            verdict = known[1]
+            if not path and verdict.status == READY:
+                why = "it cannot be swapped in place, pass the model that holds it"
+                verdict = Verdict(KEPT, why)
+            rows.append(Row(path, type(module).__name__, *verdict))
     return rows
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from fastmlip.integrations.nequip import tabulate as nequip
+from fastmlip.integrations.host import TOLERANCE
+from fastmlip.integrations.hosts import HOSTS
 from fastmlip.integrations.swap import accelerate
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def tabulate(
-    model: Model, tol: float = nequip.TOLERANCE, structures: Iterable[ase.Atoms] | None = None
+    model: Model, tol: float = TOLERANCE, structures: Iterable[ase.Atoms] | None = None
 ) -> Model:
     """An accelerated copy of a NequIP model with tabulated radial networks, for inference.
 
@@ -46,5 +47,17 @@ def tabulate(
             "model.eval() on a finished model first"
         )
     fast = accelerate(copy.deepcopy(model))
-    nequip.tabulate_(fast, tol, structures)
+    tabulate_(fast, tol, structures)
     return fast
+
+
+def tabulate_(model: Any, tol: float, structures: Iterable[Any] | None = None) -> None:
+    """Tabulate an accelerated model in place, by whichever host has tables for it."""
+    for host in HOSTS:
+        if host.tabulate is not None and host.has_tables(model):
+            host.tabulate(model, tol, structures)
+            return
+    raise ValueError(
+        f"model: nothing to tabulate in {type(model).__name__}: it has no radial networks that "
+        "fastmlip accelerates (see fastmlip.summary)"
+    )

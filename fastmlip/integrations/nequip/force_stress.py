@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations.nequip.derived import Derived, derive
+from fastmlip.integrations.derived import Derived, derive
 
 Data = dict[str, torch.Tensor]
 DISPLACEMENT = "_displacement"  # as the host calls it

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from fastmlip import ops
-from fastmlip.integrations.nequip import edges, linear, tensor_product_scatter
-from fastmlip.integrations.nequip.derived import Derived, derive
+from fastmlip.integrations import linear
+from fastmlip.integrations.derived import Derived, derive
+from fastmlip.integrations.nequip import edges, tensor_product_scatter
 from fastmlip.integrations.nequip.edges import ORDER
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.nn.tensor_product_conv import TensorProductConv

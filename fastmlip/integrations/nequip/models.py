@@ -5,49 +5,25 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastmlip.integrations.host import HostModel
 from fastmlip.integrations.nequip.config import compose, find, placeholder_statistics
 
 Tensor = torch.Tensor
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-KINDS = "a config (.yaml), a checkpoint (.ckpt), a package (.nequip.zip) or a compiled model " + (
-    "(.nequip.pt2)"
+TAKES = "a model of NequIP's or Allegro's, a GraphModel, or a path to a config (.yaml), a " + (
+    "checkpoint (.ckpt), a package (.nequip.zip) or a compiled model (.nequip.pt2)"
 )
 
 
-@dataclass
-class Host:
-    """A model with what it takes to feed it.
-
-    Attributes:
-        model: takes and returns a dict of tensors.
-        origin: the file, or the model's class.
-        kind: ``config``, ``checkpoint``, ``package``, ``compiled`` or ``memory``.
-        dtype: of the network.
-        type_names: atom types, in the model's order.
-        notes: what was changed or left out on the way.
-    """
-
-    model: torch.nn.Module
-    origin: str
-    kind: str
-    dtype: torch.dtype
-    type_names: list[str]
-    r_max: float
-    per_edge_type_cutoff: Any = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def compiled(self) -> bool:
-        return self.kind == "compiled"
+class NequIPModel(HostModel):
+    """Fed with NequIP's ``AtomicDataDict``."""
 
     def frame(self, atoms: Any, types: Any) -> dict[str, Tensor]:
-        """Data of an ``ase.Atoms`` whose atoms are of the model's types of these numbers."""
         from ase import Atoms
         from nequip.data import from_ase
 
@@ -58,7 +34,6 @@ class Host:
             return self.neighbours(data)
 
     def neighbours(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``data`` with the neighbour list of its positions, on the device they are on."""
         from nequip.data.transforms import NeighborListTransform
 
         # edges are looked for among the atoms as they lie, which the CPU does
@@ -72,69 +47,52 @@ class Host:
             )
             return {key: value.to(device) for key, value in transform(bare).items()}
 
-    @staticmethod
-    def batch(frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """One batch of several frames."""
+    def batch(self, frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         from nequip.data import AtomicDataDict
 
         return AtomicDataDict.batched_from_list(frames)
 
 
-def describe(model: torch.nn.Module) -> Host:
-    """A model in memory: a ``GraphModel`` of NequIP's, or a ``ModuleDict`` of a single one.
+def describe(model: torch.nn.Module) -> HostModel | None:
+    """A ``GraphModel`` of NequIP's, or a ``ModuleDict`` of a single one; None for anything else.
 
     Raises:
-        TypeError: no such model.
+        TypeError: several models.
     """
-    if isinstance(model, torch.nn.ModuleDict):
-        if len(model) != 1:
-            raise TypeError(f"model: expected one model, got the models {', '.join(model)}")
-        model = next(iter(model.values()))
-    return _host(model, type(model).__name__, "memory")
-
-
-def _host(model: Any, origin: str, kind: str) -> Host:
+    model = _only(model)
     if not hasattr(model, "is_graph_model"):
-        raise TypeError(
-            f"model: expected a model of NequIP's or Allegro's, a GraphModel, or a path to "
-            f"{KINDS}; got {type(model).__name__}"
-        )
+        return None
+    return _described(model, type(model).__name__, "memory")
+
+
+def _only(model: torch.nn.Module) -> torch.nn.Module:
+    if not isinstance(model, torch.nn.ModuleDict):
+        return model
+    if len(model) != 1:
+        raise TypeError(f"model: expected one model, got the models {', '.join(model)}")
+    return next(iter(model.values()))
+
+
+def _described(model: Any, origin: str, kind: str) -> HostModel:
     from nequip.nn.embedding.utils import cutoff_str_to_fulldict
 
     metadata = model.metadata
     names = metadata["type_names"].split(" ")
     cutoffs = metadata.get("per_edge_type_cutoff")
-    return Host(
+    return NequIPModel(
         model, origin, kind, DTYPES[metadata["model_dtype"]], names, float(metadata["r_max"]),
         cutoff_str_to_fulldict(cutoffs, names) if isinstance(cutoffs, str) else cutoffs,
     )  # fmt: skip
 
 
-def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> Host:
-    """The stock model of a file, modifiers that only accelerate left out; in evaluation mode.
-
-    Args:
-        path: a config (its model is built, not trained), a checkpoint, a package or a compiled
-            model.
-        dtype: ``float32`` or ``float64``, of a config or a checkpoint, in place of their own.
-        device: where it shall run.
-
-    Raises:
-        ValueError: an unknown kind of file; a dtype for a file that brings its own.
-    """
-    path = Path(path)
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+def load(path: Path, dtype: str | None, device: str) -> HostModel | None:
+    """The stock model of a file; None for a kind of file that is not NequIP's."""
     for suffixes, reader in _READERS.items():
         if path.name.endswith(suffixes):
             with float64_default(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                host = reader(path, dtype, device)
-            host.model.to(device).eval()
-            return host
-    raise ValueError(f"{path}: expected {KINDS}")
+                return reader(path, dtype, device)
+    return None
 
 
 @contextlib.contextmanager
@@ -160,7 +118,7 @@ def _stock_and_eager() -> Iterator[None]:
         yield
 
 
-def _from_config(path: Path, dtype: str | None, device: str) -> Host:
+def _from_config(path: Path, dtype: str | None, device: str) -> HostModel:
     from omegaconf import OmegaConf
 
     config = compose(path)
@@ -174,20 +132,16 @@ def _from_config(path: Path, dtype: str | None, device: str) -> Host:
     return host
 
 
-def _build(settings: Any, origin: str, kind: str, dtype: str | None) -> Host:
+def _build(settings: Any, origin: str, kind: str, dtype: str | None) -> HostModel:
     from hydra.utils import get_method
 
     dropped = _modifiers(settings)
     settings = _with_dtype(settings, dtype, origin)
     with _stock_and_eager():
         model = get_method(settings.pop("_target_"))(**settings)
-    host = _host(_only(model), origin, kind)
+    host = _described(_only(model), origin, kind)
     host.notes += _about_modifiers(dropped)
     return host
-
-
-def _only(model: torch.nn.Module) -> torch.nn.Module:
-    return describe(model).model if isinstance(model, torch.nn.ModuleDict) else model
 
 
 def _with_dtype(settings: Any, dtype: str | None, origin: str) -> Any:
@@ -218,7 +172,7 @@ def _about_modifiers(named: list[str]) -> list[str]:
     return [f"modifiers that only accelerate are left out: {', '.join(others)}"] if others else []
 
 
-def _from_checkpoint(path: Path, dtype: str | None, device: str) -> Host:
+def _from_checkpoint(path: Path, dtype: str | None, device: str) -> HostModel:
     from hydra.utils import get_class
 
     saved = torch.load(path, map_location="cpu", weights_only=False)["hyper_parameters"]
@@ -233,26 +187,26 @@ def _from_checkpoint(path: Path, dtype: str | None, device: str) -> Host:
             model=_with_dtype(settings, dtype, str(path)),
         )
         model = module.evaluation_model
-    host = _host(_only(model), str(path), "checkpoint")
+    host = _described(_only(model), str(path), "checkpoint")
     host.notes += _about_modifiers(_modifiers(settings))
     return host
 
 
-def _from_package(path: Path, dtype: str | None, device: str) -> Host:
+def _from_package(path: Path, dtype: str | None, device: str) -> HostModel:
     from nequip.model import ModelFromPackage
 
     if dtype is not None:
         raise ValueError(f"dtype: {path} brings its own dtype")
-    return _host(_only(ModelFromPackage(str(path))), str(path), "package")
+    return _described(_only(ModelFromPackage(str(path))), str(path), "package")
 
 
-def _from_compiled(path: Path, dtype: str | None, device: str) -> Host:
+def _from_compiled(path: Path, dtype: str | None, device: str) -> HostModel:
     from nequip.model.inference_models import load_compiled_model
 
     if dtype is not None:
         raise ValueError(f"dtype: {path} brings its own dtype")
     model, metadata = load_compiled_model(str(path), device)
-    host = Host(
+    host = NequIPModel(
         model, str(path), "compiled", DTYPES[metadata["model_dtype"]], metadata["type_names"],
         metadata["r_max"], metadata["per_edge_type_cutoff"],
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations.nequip.derived import Derived, empty
+from fastmlip.integrations.derived import Derived, empty
 from fastmlip.nn import PerTypeScaleShift
 from fastmlip.nn.scale_shift import TYPES, apply
 

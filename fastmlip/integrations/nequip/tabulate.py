@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from fastmlip.integrations.host import TOLERANCE
 from fastmlip.integrations.nequip.edge_embedding import FastBesselEdgeLengthEncoding
 from fastmlip.integrations.nequip.interaction_block import FastInteractionBlock
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops._edge_embedding_reference import radial as bessel_embedding
 
 logger = logging.getLogger("fastmlip")
-TOLERANCE = 1e-5  # eV/A
 INTERVALS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 #: the tolerance of the modifier ``enable_FastMLIP_tabulated``, which NequIP's commands name
 #: without arguments

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations.nequip.derived import Derived, derive
+from fastmlip.integrations.derived import Derived, derive
 from fastmlip.nn.gate import apply, segments_of, set_segments
 
 

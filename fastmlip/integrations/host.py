@@ -1,0 +1,139 @@
+"""What a host is: a package whose models fastmlip's modules are swapped into.
+
+Each folder beside this file has one, its ``HOST``; :mod:`fastmlip.integrations.hosts` lists them.
+``swap``, ``tabulate`` and :mod:`fastmlip.checks` walk that list and know none by name. What several
+hosts share lies beside this file. Imports run one way: ``swap`` and ``tabulate``, the list, a
+host's folder, what they share.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+Module = torch.nn.Module
+Tensor = torch.Tensor
+READY, SWAPPED, KEPT = "ready", "swapped", "kept"
+TOLERANCE = 1e-5  # of a table: the largest error of a force component, eV/Angstrom
+
+
+class Verdict(NamedTuple):
+    """What becomes of a module: ``ready`` to swap, ``swapped``, or ``kept`` for a reason."""
+
+    status: str
+    reason: str
+
+
+class Swap(NamedTuple):
+    """What takes the place of a host class: a module of the class ``fast``, from
+    ``make(old, model)``, or ``fast(old)`` where ``make`` is not given.
+
+    ``judge(module, model)`` says why a module cannot be swapped, nothing where it can, and is None
+    where another module's row says what becomes of it. ``has_rivals``: a class whose name ends with
+    this one's is another accelerated kernel for it."""
+
+    fast: type
+    judge: Callable[[Module, Module], str | None]
+    make: Callable[[Module, Module], Module] | None = None
+    has_rivals: bool = True
+
+
+def by_itself(unsupported: Callable[[Module], str]) -> Callable[[Module, Module], str | None]:
+    """A ``judge`` that does not look at the model."""
+    return lambda module, model: unsupported(module)
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """A host package. Modules are known by their structure and not by their class, because models
+    from packages bring copies of the classes.
+
+    Attributes:
+        name: for messages.
+        swaps: the modules it knows, by the name of their class.
+        fast: classes that count as swapped, those of ``swaps`` aside: a config can name them.
+        after_swap: called with every model that something was swapped in.
+        has_tables: whether ``tabulate`` has something to do in an accelerated model.
+        tabulate: ``(model, tol, structures)``, in place, as :func:`fastmlip.tabulate` describes it.
+        describe: a model in memory with what it takes to feed it; None where it is not this host's.
+        load: ``(path, dtype, device)``, the stock model of a file; None for other kinds of files.
+        takes: what ``describe`` and ``load`` take, for messages.
+    """
+
+    name: str
+    swaps: Mapping[str, Swap]
+    fast: tuple[type, ...] = ()
+    after_swap: Callable[[Module], None] = lambda model: None
+    has_tables: Callable[[Module], bool] = lambda model: False
+    tabulate: Callable[[Any, float | None, Iterable[Any] | None], None] | None = None
+    describe: Callable[[Module], HostModel | None] = lambda model: None
+    load: Callable[[Path, str | None, str], HostModel | None] = lambda path, dtype, device: None
+    takes: str = ""
+
+    def judge(self, module: Module, model: Module) -> Verdict | None:
+        """What becomes of a module of ``model``; None where this host does not know it."""
+        if isinstance(module, (*(swap.fast for swap in self.swaps.values()), *self.fast)):
+            return Verdict(SWAPPED, getattr(module, "remark", ""))
+        name = type(module).__name__
+        known = next((known for known in self.swaps if name.endswith(known)), None)
+        if known is None or name.startswith("_"):  # _ZBL is a part of ZBL
+            return None
+        if name != known:
+            rival = Verdict(KEPT, f"{name} is another accelerated kernel already")
+            return rival if self.swaps[known].has_rivals else None
+        reason = self.swaps[known].judge(module, model)
+        if reason is None:
+            return None
+        return Verdict(KEPT, reason) if reason else Verdict(READY, "")
+
+    def replace(self, old: Module, model: Module) -> Module:
+        """The new module for a ``ready`` one of ``model``, on its device and in its mode."""
+        swap = self.swaps[type(old).__name__]
+        new = swap.make(old, model) if swap.make else swap.fast(old)
+        tensor = next(itertools.chain(old.parameters(), old.buffers()), None)
+        return new.to(device=None if tensor is None else tensor.device).train(old.training)
+
+
+@dataclass
+class HostModel:
+    """A model with what it takes to feed it.
+
+    Attributes:
+        model: takes and returns a dict of tensors.
+        origin: the file, or the model's class.
+        kind: ``config``, ``checkpoint``, ``package``, ``compiled`` or ``memory``.
+        dtype: of the network.
+        type_names: atom types, in the model's order.
+        r_max: the cutoff.
+        notes: what was changed or left out on the way.
+    """
+
+    model: Module
+    origin: str
+    kind: str
+    dtype: torch.dtype
+    type_names: list[str]
+    r_max: float
+    per_edge_type_cutoff: Any = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def compiled(self) -> bool:
+        return self.kind == "compiled"
+
+    def frame(self, atoms: Any, types: Sequence[int]) -> dict[str, Tensor]:
+        """Data of an ``ase.Atoms`` whose atoms are of the model's types of these numbers."""
+        raise NotImplementedError
+
+    def neighbours(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``data`` with the neighbour list of its positions, on the device they are on."""
+        raise NotImplementedError
+
+    def batch(self, frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """One batch of several frames."""
+        raise NotImplementedError
