@@ -42,7 +42,7 @@ def test_no_circle():
         assert state.get(name) != "open", " -> ".join([*trail, name])
         if name not in state:
             state[name] = "open"
-            for other in sorted(GRAPH[name] - {"fastmlip"}):
+            for other in sorted(GRAPH[name] & (GRAPH.keys() - {"fastmlip"})):
                 visit(other, [*trail, name])
             state[name] = "done"
 
