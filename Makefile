@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all a newcomer needs: each makes .venv, builds and installs.
 PYTHON ?= python3
 TORCH ?= 2.13.0
+# with CUDA it brings its own Triton; a CPU build brings none, and tests compile kernels with one
+TRITON ?= $(if $(filter 2.13.0,$(TORCH)),triton==3.7.1)
 # processes that share the tests; a thread that waits leaves its core to others
 JOBS ?= 2
 VENV := .venv
@@ -9,7 +11,7 @@ PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist wo
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo test test-all sanitize lint format bench docs clean
+.PHONY: demo test test-all test-torch sanitize lint format bench bench-all docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -19,6 +21,18 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(PYTEST)
+
+# a slice of the suite over the wheel in dist/ (`make wheel`) and another torch, in an environment of
+# its own: make test-torch TORCH=2.11.0
+OTHER := build/torch-$(TORCH)
+SLICE := $(addprefix tests/test_,operators.py check.py nequip_compile.py nequip_inference.py)
+test-torch:
+	ls dist/fastmlip-*.whl || { echo "there is no wheel in dist/: run make wheel first"; exit 1; }
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/pip install -q "torch==$(TORCH)"
+	$(OTHER)/bin/pip install -q "torch==$(TORCH)" "$$(ls dist/fastmlip-*.whl)[suite]"
+	$(OTHER)/bin/pip install -q --no-deps --force-reinstall dist/fastmlip-*.whl
+	OMP_WAIT_POLICY=passive $(OTHER)/bin/pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(SLICE)
 
 # the operators over a C++ extension that checks every access, built beside the usual one;
 # other parts of torch and Triton are not under test
@@ -34,12 +48,25 @@ sanitize: $(VENV)/.test
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
 		$(BIN)/pytest -q -p no:cacheprovider -m "not slow" $(SANITIZE_TESTS) || exit 1; done
 
+# within ten minutes on 2 cores; bench-all says how long it takes
 bench: $(VENV)/.test
-	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/fastmlip bench
+
+bench-all: $(VENV)/.test
+	$(BIN)/fastmlip bench --all --report build/bench
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -q -W --keep-going -E docs build/docs
 	@echo "build/docs/index.html"
+
+# dist/: the sdist, and a wheel that loads from glibc 2.28 on; torch brings its own libraries
+PLATFORM := manylinux_2_28_$(shell uname -m)
+OF_TORCH := --exclude 'libtorch*' --exclude 'libc10*'
+wheel: $(VENV)/.wheel
+	rm -rf dist build/wheel build/lib build/lib.* build/bdist.*
+	$(BIN)/python -c "from setuptools.build_meta import build_sdist as make; make('dist')"
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/wheel .
+	$(BIN)/auditwheel repair --strip --plat $(PLATFORM) --only-plat $(OF_TORCH) -w dist build/wheel/*.whl
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -52,21 +79,25 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
-# torch first, and pinned: another package's loose requirement could pull in a CUDA build
-$(VENV)/.torch: Makefile
+# torch first, and pinned: another package's loose requirement could pull in a CUDA build. The stamp
+# holds the pins: an environment that has been given another torch is none of this one
+PINS := $(VENV)/.torch-$(TORCH)
+$(PINS): Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.torch-*
 	$(BIN)/pip install -q "torch==$(TORCH)"
 	$(BIN)/pip install -q "setuptools>=77" ninja wheel
-	touch $@
+	printf '%s\n' "torch==$(TORCH)" $(TRITON) > $@
 
 # ninja compiles only what changed
-$(VENV)/.built: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install -q --no-build-isolation -e .
+$(VENV)/.built: $(PINS) $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e .
 	touch $@
 
-$(VENV)/.test $(VENV)/.demo $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.built
-	$(BIN)/pip install -q --no-build-isolation -e ".[$*]"
+EXTRAS := $(addprefix $(VENV)/.,test demo lint docs wheel)
+$(EXTRAS): $(VENV)/.%: $(VENV)/.built
+	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e ".[$*]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info fastmlip/_C*.so
+	rm -rf $(VENV) build dist *.egg-info fastmlip/_C*.so

@@ -3,10 +3,13 @@
 Everything else about the package stands in pyproject.toml.
 """
 
+import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -22,10 +25,13 @@ if X86:
     ISAS["avx2"] = (32, ["-mavx2", "-mfma"])
     ISAS["avx512"] = (64, ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"])
     ISAS["avx512"][1].append("-mprefer-vector-width=512")
-PLAIN = {"edge_order", "edge_pair", "edge_vectors"}  # have no vectors: compiled once
+# have no vectors: compiled once
+PLAIN = {"edge_order", "edge_pair", "edge_vectors", "old_glibc"}
 KERNELS = sorted({path.stem for path in ROOT.glob("csrc/*.cpp")} - PLAIN)
 TORCH = sorted(path.stem for path in ROOT.glob("csrc/torch/*.cpp"))
-TORCH_ABI = "0x020b000000000000"  # the oldest torch that this binary serves: 2.11
+OLDEST_TORCH = (2, 11)  # that this binary serves
+TORCH_ABI = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
+GIB_PER_COMPILER = 2
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
@@ -35,13 +41,67 @@ FLAGS += ["-Wno-unknown-pragmas", "-fno-math-errno", "-Wno-psabi"]
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1 -DFASTMLIP_NO_UNROLL"
 
 
+def find_torch() -> Path:
+    """The folder of the installed torch, whose headers and libraries are all that a build needs.
+
+    pip's build isolation hides the packages of the environment that it installs into, but the
+    interpreter is that environment's: torch is looked for there, and never downloaded.
+    """
+    spec = importlib.util.find_spec("torch")
+    bases = ({}, {"base": sys.base_prefix, "platbase": sys.base_prefix})
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    folders += [
+        f"{sysconfig.get_path(kind, vars=base)}/torch"
+        for base in bases
+        for kind in ("purelib", "platlib")
+    ]
+    found = next((Path(folder) for folder in folders if Path(folder, "include").is_dir()), None)
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    if found is None:
+        raise RuntimeError(
+            f"the build of fastmlip needs torch {oldest} or newer, and there is none in {folders}. "
+            "Install torch first, then fastmlip: pip install --no-build-isolation fastmlip"
+        )
+    version = re.search(r"__version__ = '((\d+)\.(\d+)\S*)'", (found / "version.py").read_text())
+    if version and (int(version[2]), int(version[3])) < OLDEST_TORCH:
+        raise RuntimeError(f"expected torch {oldest} or newer, got {version[1]} in {found}")
+    return found
+
+
+def jobs() -> int:
+    """How many compilers run at a time: ``MAX_JOBS``, or what cores and memory allow."""
+    asked = os.environ.get("MAX_JOBS")
+    if asked is None:
+        gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        return max(1, min(len(os.sched_getaffinity(0)), int(gib / GIB_PER_COMPILER)))
+    if not asked.isdigit() or int(asked) < 1:
+        raise RuntimeError(f"MAX_JOBS: expected a whole number of 1 or more, got {asked!r}")
+    return int(asked)
+
+
+def sanitized() -> bool:
+    return os.environ.get("FASTMLIP_SANITIZE", "0") == "1"
+
+
 class NinjaBuild(build_ext):
     """Writes build.ninja and runs it, so that nothing is compiled twice that has not changed."""
 
-    def build_extension(self, ext: Extension) -> None:
-        from torch.utils.cpp_extension import include_paths, library_paths
+    def folder(self) -> Path:
+        """Where objects lie, and stay: those of setuptools may not."""
+        kind = f"ninja-{platform.machine()}" + ("-sanitize" if sanitized() else "")
+        build = ROOT / "build" / kind
+        build.mkdir(parents=True, exist_ok=True)
+        return build
 
-        torch_flags = [f"-isystem {path}" for path in include_paths()]
+    def build_extension(self, ext: Extension) -> None:
+        torch, build = find_torch(), self.folder()
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        def near(path: Path) -> str:  # relative: a tree that was moved is not compiled again
+            return os.path.relpath(path, build) if path.is_relative_to(ROOT) else str(path)
+
+        torch_flags = [f"-isystem {near(torch / 'include')}"]
         torch_flags += [f"-DTORCH_TARGET_VERSION={TORCH_ABI}", "-D_GLIBCXX_USE_CXX11_ABI=1"]
         torch_flags += ["-DFASTMLIP_X86"] if X86 else []
         units = [(f"torch_{name}", f"torch/{name}", torch_flags) for name in TORCH]
@@ -51,14 +111,8 @@ class NinjaBuild(build_ext):
                 defines = [f"-DFASTMLIP_ISA={isa}", f"-DFASTMLIP_VECTOR_BYTES={vector_bytes}"]
                 units.append((f"{kernel}_{isa}", kernel, defines + flags))
 
-        sanitize = os.environ.get("FASTMLIP_SANITIZE", "0") == "1"
-        folder = f"ninja-{platform.machine()}" + ("-sanitize" if sanitize else "")
-        build = ROOT / "build" / folder  # kept: self.build_temp may not be
-        build.mkdir(parents=True, exist_ok=True)
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        extra = os.environ.get("FASTMLIP_CXXFLAGS", "") + (f" {SANITIZE}" if sanitize else "")
-        libraries = " ".join(f"-L{path}" for path in library_paths())
+        extra = os.environ.get("FASTMLIP_CXXFLAGS", "") + (f" {SANITIZE}" if sanitized() else "")
+        libraries = f"-L{near(torch / 'lib')} -ltorch_cpu -lc10"
         lines = [
             f"cxx = {os.environ.get('CXX', 'g++')}",
             f"flags = {' '.join(FLAGS)} {extra}",
@@ -67,18 +121,18 @@ class NinjaBuild(build_ext):
             "  deps = gcc",
             "  depfile = $out.d",
             "rule link",
-            f"  command = $cxx -shared {extra} $in -o $out {libraries} -ltorch_cpu -ltorch -lc10",
+            f"  command = $cxx -shared {extra} $in -o $out {libraries}",
         ]
         for unit, source, flags in units:
-            lines.append(f"build {unit}.o: compile {ROOT / 'csrc' / source}.cpp")
+            lines.append(f"build {unit}.o: compile {near(ROOT / 'csrc' / source)}.cpp")
             lines.append(f"  unit = {' '.join(flags)}")
-        lines.append(f"build {target}: link {' '.join(f'{unit}.o' for unit, *_ in units)}")
+        lines.append(f"build {near(target)}: link {' '.join(f'{unit}.o' for unit, *_ in units)}")
         (build / "build.ninja").write_text("\n".join(lines) + "\n")
         scripts = sysconfig.get_path("scripts")
         ninja = shutil.which("ninja", path=scripts) or shutil.which("ninja")
         if ninja is None:
             raise RuntimeError("ninja is needed to build the extension: pip install ninja")
-        subprocess.run([ninja], cwd=build, check=True)
+        subprocess.run([ninja, f"-j{jobs()}"], cwd=build, check=True)
 
 
 setup(
