@@ -1,6 +1,7 @@
 """The device that operator tests run on, and fixtures of the NequIP tests; the others do not pay
 for importing NequIP."""
 
+import importlib.util
 import os
 
 import pytest
@@ -35,6 +36,15 @@ def pytest_configure(config):
             )
         # deterministic matrix products in the references, read when cuBLAS starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_sessionstart(session):
+    """What is under test, also with -q, which leaves out pytest's own header."""
+    config = session.config
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput"):
+        fastmlip = importlib.util.find_spec("fastmlip")
+        reporter.write_line(f"torch {torch.__version__}, {fastmlip and fastmlip.origin}")
 
 
 @pytest.fixture(scope="session")
