@@ -9,8 +9,8 @@ rule off: what was named runs, or raises.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
-import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 BACKENDS = ("auto", "cpp", "triton", "reference")
+NO_TRITON = "Triton is not installed"
 FLOATS = (torch.float32, torch.float64)  # what kernels are there for
 
 
@@ -40,16 +41,30 @@ def load_extension() -> str | None:
     return None
 
 
+@cache
+def load_triton() -> str | None:
+    """Import Triton once; return why that failed, or None where it is there."""
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # whatever a broken installation raises; `info` and errors say it
+        if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+            return NO_TRITON
+        return f"Triton does not load: {type(error).__name__}: {error}"
+    return None
+
+
 # read once: torch.compile traces `choose`
-_no_cpp = load_extension()
-_triton_installed = importlib.util.find_spec("triton") is not None
+_no_cpp, _no_triton = load_extension(), load_triton()
+# torch reads the source of a triton_op for its kernels, and prints a line for each where it cannot
+# import Triton; there it would only raise when it is called, as the custom_op does
+triton_op = torch.library.custom_op if _no_triton else torch.library.triton_op
 
 
 @cache
 def triton_missing() -> str | None:
     """Why Triton kernels cannot be launched here, or None where they can."""
-    if not _triton_installed:
-        return "Triton is not installed"
+    if _no_triton:
+        return _no_triton
     if interpreting():
         return None
     if not torch.cuda.is_available():
@@ -98,7 +113,7 @@ def choose(x: torch.Tensor) -> str:
     if _asked == "auto":
         if x.is_cpu:
             return "reference" if _no_cpp else "cpp"
-        return "triton" if x.is_cuda and _triton_installed else "reference"
+        return "triton" if x.is_cuda and not _no_triton else "reference"
     if _asked == "cpp" and not x.is_cpu:
         raise BackendUnavailableError(f"backend 'cpp' runs on cpu tensors, got one on {x.device}")
     if _asked == "triton" and x.is_cpu and not interpreting():
@@ -111,7 +126,6 @@ def choose(x: torch.Tensor) -> str:
 def info() -> dict[str, str]:
     """What runs where, and why: one entry per question, ready to print."""
     no_cpp, no_triton = load_extension(), triton_missing()
-    triton = importlib.metadata.version("triton") if _triton_installed else None
     return {
         "fastmlip": importlib.metadata.version("fastmlip"),
         "torch": torch.__version__,
@@ -120,14 +134,20 @@ def info() -> dict[str, str]:
         "instruction set": "none" if no_cpp else torch.ops.fastmlip.isa(),
         "threads": str(torch.get_num_threads()),
         "gpu tensors": f"none run ({no_triton})" if no_triton else "triton",
-        "triton": str(triton or "not installed"),
+        "triton": _no_triton or importlib.import_module("triton").__version__,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
 
 
 def warn_if_slow() -> None:
-    """Say once, at import, that the CPU runs the slow reference."""
-    if why := load_extension():
+    """Say once, at import, that the CPU, or a GPU with a broken Triton, runs the slow reference."""
+    if _no_cpp:
         warnings.warn(
-            f"fastmlip: {why}; operators on the CPU run their plain-PyTorch reference", stacklevel=3
+            f"fastmlip: {_no_cpp}; operators on the CPU run their plain-PyTorch reference",
+            stacklevel=3,
+        )
+    if _no_triton and _no_triton != NO_TRITON and torch.cuda.is_available():
+        warnings.warn(
+            f"fastmlip: {_no_triton}; operators on a GPU run their plain-PyTorch reference",
+            stacklevel=3,
         )

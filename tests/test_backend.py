@@ -1,6 +1,8 @@
 """Which implementation runs: by rule, by name, and what happens where it is missing."""
 
+import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -180,3 +182,41 @@ def test_without_the_extension_import_warns_and_the_reference_runs(without_exten
         PYTHONPATH=str(without_extension),
     )
     assert "use_backend: backend 'cpp' was asked for, but the C++ extension" in printed
+
+
+BROKEN = "raise ImportError('libtriton.so: cannot open shared object file')"
+
+
+@pytest.mark.parametrize(
+    ("triton", "words"),
+    [("missing", "Triton is not installed"),
+     (BROKEN, "Triton does not load: ImportError: libtriton.so: cannot open")],
+)  # fmt: skip
+def test_a_triton_that_is_missing_or_broken_is_said_by_info_and_by_nothing_else(
+    triton, words, tmp_path
+):
+    code = "import fastmlip; print(fastmlip.info()['triton'], fastmlip.info()['gpu tensors'])"
+    if triton == "missing":
+        code = f"import sys; sys.modules['triton'] = None; {code}"
+    else:
+        (tmp_path / "triton").mkdir()
+        (tmp_path / "triton/__init__.py").write_text(triton)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Triton" not in done.stderr  # ten lines of torch's, with its triton_op
+    assert done.stdout.startswith(words) and f"none run ({words}" in done.stdout
+
+
+def test_a_broken_triton_is_warned_of_where_a_gpu_would_take_it(monkeypatch, recwarn):
+    for why, gpu, warned in (("Triton does not load: it is broken", True, 1),
+                             ("Triton does not load: it is broken", False, 0),
+                             (backend.NO_TRITON, True, 0)):  # fmt: skip
+        monkeypatch.setattr(backend, "_no_triton", why)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        recwarn.clear()
+        backend.warn_if_slow()
+        found = [w for w in recwarn if "it is broken; operators on a GPU" in str(w.message)]
+        assert len(found) == warned

@@ -8,7 +8,6 @@ bytes and FLOPs at the vendors' peak figures (:mod:`fastmlip.gpu.targets`).
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -62,9 +61,9 @@ def check_compiler() -> None:
     Raises:
         CannotCompile: naming what is missing.
     """
-    if importlib.util.find_spec("triton") is None:
+    if why := backend.load_triton():
         raise CannotCompile(
-            "Triton is not installed, and it compiles the kernels: pip install triton==3.7.1 "
+            f"{why}, and it compiles the kernels: pip install triton==3.7.1 "
             "(Linux on x86-64; no GPU is needed)"
         )
     if backend.interpreting():

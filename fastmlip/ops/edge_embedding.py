@@ -167,7 +167,7 @@ def reference(
 # ---------------------------------------------------------------- the Triton operators
 
 
-@torch.library.triton_op("fastmlip::edge_embedding", mutates_args=())
+@backend.triton_op("fastmlip::edge_embedding", mutates_args=())
 def _forward(
     edge_vec: Tensor, roots: Tensor, rmax_recip: Tensor, edge_type: Tensor | None,
     tables: Tensor, l_max: int, p: int, factor: float, single: bool,
@@ -177,7 +177,7 @@ def _forward(
     return kernels.forward(edge_vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single)
 
 
-@torch.library.triton_op("fastmlip::edge_embedding_backward", mutates_args=())
+@backend.triton_op("fastmlip::edge_embedding_backward", mutates_args=())
 def _backward(
     g_length: Tensor | None, g_norm: Tensor | None, g_attrs: Tensor | None,
     g_embedding: Tensor | None, g_cutoff: Tensor | None,
@@ -193,7 +193,7 @@ def _backward(
     )  # fmt: skip
 
 
-@torch.library.triton_op("fastmlip::edge_embedding_double_backward", mutates_args=())
+@backend.triton_op("fastmlip::edge_embedding_double_backward", mutates_args=())
 def _double_backward(
     h_vec: Tensor, h_roots: Tensor,
     g_length: Tensor | None, g_norm: Tensor | None, g_attrs: Tensor | None,

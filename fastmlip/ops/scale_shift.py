@@ -160,7 +160,7 @@ def _gathered(values: Tensor, types: Tensor, x: Tensor) -> Tensor:
 # ---------------------------------------------------------------- the Triton operators
 
 
-@torch.library.triton_op("fastmlip::scale_shift", mutates_args=())
+@backend.triton_op("fastmlip::scale_shift", mutates_args=())
 def _apply(
     x: Tensor, types: Tensor, scales: Tensor | None, shifts: Tensor | None, single: bool
 ) -> Tensor:
@@ -170,7 +170,7 @@ def _apply(
     return kernels.apply(x, types, scales, shifts, single)
 
 
-@torch.library.triton_op("fastmlip::scale_shift_sums", mutates_args=())
+@backend.triton_op("fastmlip::scale_shift_sums", mutates_args=())
 def _sums(grad: Tensor, x: Tensor, types: Tensor, num_types: int) -> tuple[Tensor, Tensor]:
     """Per type, the sums of ``grad * x`` and of ``grad``: each ``[num_types, 1]``, float64."""
     from fastmlip.kernels import scale_shift as kernels

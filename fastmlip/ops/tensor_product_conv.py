@@ -186,7 +186,7 @@ def _paths(x, edge_attr, edge_weight, problem):
 # ---------------------------------------------------------------- the Triton operators
 
 
-@torch.library.triton_op("fastmlip::tensor_product_conv", mutates_args=())
+@backend.triton_op("fastmlip::tensor_product_conv", mutates_args=())
 def _forward(
     x: Tensor, edge_attr: Tensor, edge_weight: Tensor, order: Tensor, tables: Tensor, problem: str
 ) -> Tensor:
@@ -196,7 +196,7 @@ def _forward(
     return kernels.forward(x, edge_attr, edge_weight, order, described)
 
 
-@torch.library.triton_op("fastmlip::tensor_product_conv_backward", mutates_args=())
+@backend.triton_op("fastmlip::tensor_product_conv_backward", mutates_args=())
 def _backward(
     grad: Tensor, x: Tensor, edge_attr: Tensor, edge_weight: Tensor, order: Tensor, tables: Tensor,
     problem: str,
@@ -208,7 +208,7 @@ def _backward(
     return kernels.backward(grad, x, edge_attr, edge_weight, order, described)
 
 
-@torch.library.triton_op("fastmlip::tensor_product_conv_double_backward", mutates_args=())
+@backend.triton_op("fastmlip::tensor_product_conv_double_backward", mutates_args=())
 def _double_backward(
     hx: Tensor, ha: Tensor, hw: Tensor, grad: Tensor, x: Tensor, edge_attr: Tensor,
     edge_weight: Tensor, order: Tensor, tables: Tensor, problem: str,

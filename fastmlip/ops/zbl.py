@@ -262,7 +262,7 @@ def _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes) -> None:
     assert_in_range(atom_types, "atom_types", atomic_numbers.shape[0], "atomic_numbers.size(0)")
 
 
-@torch.library.triton_op("fastmlip::zbl", mutates_args=())
+@backend.triton_op("fastmlip::zbl", mutates_args=())
 def _nodes(
     edge_length: Tensor, weight: Tensor | None, base: Tensor | None,
     normed_length: Tensor | None, cutoff: Tensor | None, edge_index: Tensor, atom_types: Tensor,
@@ -280,7 +280,7 @@ def _nodes(
     return energies if base is None else base + energies, energies.new_empty(0)
 
 
-@torch.library.triton_op("fastmlip::zbl_backward", mutates_args=())
+@backend.triton_op("fastmlip::zbl_backward", mutates_args=())
 def _edges(
     grad: Tensor, edge_length: Tensor, weight: Tensor | None, phi: Tensor | None,
     normed_length: Tensor | None, cutoff: Tensor | None, edge_index: Tensor, atom_types: Tensor,
