@@ -141,8 +141,8 @@ def bench_inference(compare, preset, structure, who):
     error = (run(model, data)["forces"] - want).abs().max()
     assert error <= 1e-5 * max(1.0, want.abs().max())
     compare(
-        who, lambda: run(model, data), f"NequIP {preset} inference, {structure}", rounds=100,
-        case=preset, what=f"energy+forces, {structure}", size=("atoms", _atoms(data)),
+        who, lambda: run(model, data), rounds=100, case=f"NequIP {preset}",
+        what=f"energy+forces, {structure}", size=("atoms", _atoms(data)),
         **_work(preset, WHO[who], structure),
         max_force_error=float(error), note=f"max |dF| {error:.1e}",
     )  # fmt: skip
@@ -192,7 +192,7 @@ def bench_scaling(compare, who, name):
     us_per_atom = _fresh("_us_per_atom", "S", who)[name]
     kib_per_atom = _fresh("_kib_per_atom", "S", who, name)
     compare(
-        f"fastmlip {who}", lambda: None, f"scaling, NequIP S {who}, {name}", rounds=1,
+        f"fastmlip {who}", lambda: None, rounds=1, case="NequIP S", what=f"scaling, {name}",
         us_per_atom=us_per_atom, kib_per_atom=kib_per_atom,
         note=f"{us_per_atom:.1f} us and {kib_per_atom:.0f} KiB an atom",
     )  # fmt: skip

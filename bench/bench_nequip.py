@@ -24,6 +24,7 @@ import fastmlip
 from fastmlip.testing.process import run_python
 
 TYPE_NAMES = ["Cu", "Pd", "Au"]
+NAMES = {"peer": "NequIP", "fastmlip": "fastmlip"}
 
 
 @cache
@@ -100,7 +101,8 @@ def bench_peak_memory(compare, who):
     here = str(Path(__file__).parent)
     code = f"import bench_nequip as b; print(b._peak_of_one_training_step('M', {who!r}))"
     peak = float(run_python(code, PYTHONPATH=here).split()[-1])
-    compare(who, lambda: None, "NequIP M training step, peak", rounds=1, peak_mib=peak)
+    compare(NAMES[who], lambda: None, rounds=1, case="NequIP M", what="peak of a training step",
+            peak_mib=peak)  # fmt: skip
 
 
 @pytest.mark.parametrize("who", ["peer", "fastmlip"])
@@ -111,5 +113,5 @@ def bench_nequip(compare, preset, what, who):
     step = _training_step if what == "training step" else _inference
     edges = _frame()[AtomicDataDict.EDGE_INDEX_KEY].shape[1]
     slow = who == "peer" and preset != "S"
-    compare(who, lambda: step(model), f"NequIP {preset} {what}", rounds=3 if slow else 7,
-            note=f"108 atoms, {edges} edges")  # fmt: skip
+    compare(NAMES[who], lambda: step(model), rounds=3 if slow else 7, case=f"NequIP {preset}",
+            what=what, note=f"108 atoms, {edges} edges")  # fmt: skip

@@ -21,13 +21,9 @@ from .rows import WHATS, Derivatives, total
 NODES, DEGREE = 108, 50
 SCALING = {"nequip-M-hidden": (8, 32, 512)}
 OPERATOR = OPERATORS["tensor_product_conv"]
-reference, CASES, SLOW = OPERATOR.reference, OPERATOR.cases, OPERATOR.slow
+reference, CASES = OPERATOR.reference, OPERATOR.cases
 MODELS = [name for name in CASES if name.startswith(("nequip", "sevennet", "mace", "allegro"))]
-SIZES = [
-    pytest.param(name, nodes, marks=pytest.mark.slow if name in SLOW or nodes > NODES else ())
-    for name in MODELS
-    for nodes in sorted([NODES, *SCALING.get(name, ())])
-]
+SIZES = [(name, nodes) for name in MODELS for nodes in sorted([NODES, *SCALING.get(name, ())])]
 
 
 def _inputs(case, nodes, device="cpu"):

@@ -1,7 +1,8 @@
 """Benchmarks: each row of fastmlip runs beside its peers, in one process, after they have agreed.
 
 ``pytest bench --benchmark-only`` prints pytest-benchmark's tables and then the ratios. Threads are
-pinned (``--threads``, default 2) because a benchmark must say what it ran on.
+pinned (``--threads``, default 2) because a benchmark must say what it ran on. ``--all`` runs what
+:mod:`~fastmlip.bench.default_run` leaves out.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from time import perf_counter
 import pytest
 import torch
 
+from . import default_run
 from .environment import environment, synchronize
-from .results import Report, collect, ratio_lines
+from .results import Report, collect
+from .summary import text
+
+NOT_GROUPS = ("who", "block")  # parameters in which the rows of a group differ
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("fastmlip")
     group.addoption("--threads", type=int, default=2, help="threads of torch (default 2)")
     group.addoption("--device", default="cpu", help="cpu (default) or cuda")
+    group.addoption("--all", action="store_true", help="all rows, not only those of ten minutes")
     group.addoption(
         "--seconds", type=float, default=2.0, help="longest time of a row, three rounds at least"
     )
@@ -42,17 +48,34 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("block", range(blocks), indirect=True)
 
 
-def pytest_collection_modifyitems(items):
-    """Peers in turns: all rows of a group's first block, then all of its second, ..."""
+def _parameters(item):
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
+def pytest_collection_modifyitems(config, items):
+    """The rows of this run, and peers in turns: all rows of a group's first block, then all of its
+    second, ..."""
+    if not config.getoption("--all"):
+        left_out = [i for i in items if not default_run.has(i.function.__name__, _parameters(i))]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
     def group(item):
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        rest = sorted((k, str(v)) for k, v in params.items() if k not in ("who", "block"))
+        rest = sorted((k, str(v)) for k, v in _parameters(item).items() if k not in NOT_GROUPS)
         return item.path, item.function.__name__, tuple(rest)
 
     place = {key: n for n, key in enumerate(dict.fromkeys(map(group, items)))}
-    params = {item: getattr(getattr(item, "callspec", None), "params", {}) for item in items}
-    items.sort(key=lambda item: (place[group(item)], params[item].get("block", 0)))
+    items.sort(key=lambda item: (place[group(item)], _parameters(item).get("block", 0)))
+
+
+def pytest_report_collectionfinish(config, items):
+    """Said before the first step runs, see ``COLLECTED`` of run.py."""
+    blocks = config.getoption("--blocks")
+    steps = [item.function.__name__ for item in items]
+    return (
+        f"{len(steps) // blocks} rows, each {blocks} times: about {default_run.minutes(steps)} "
+        "minutes on 2 cores"
+    )
 
 
 @pytest.fixture
@@ -141,5 +164,5 @@ def pytest_terminal_summary(terminalreporter, config):
     write(f"torch {torch.__version__}, {there['threads']} threads, {there['backends']}")
     peaks = ", ".join(f"{value:.0f} {name}" for name, value in there["peaks"].items())
     write(f"measured in this session: {peaks}; load average before it: {there['load before']}")
-    for line in ratio_lines(Report(there, collect(benchmarks))):
+    for line in text(Report(there, collect(benchmarks))):
         write(line)

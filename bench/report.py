@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from .results import Change, Pair, Report, busy, changes, duration, mean, pairs, save
+from .results import Change, Pair, Report, busy, changes, duration, pairs, ratio, save
+from .summary import lines, peaks
 
 
 def write(report: Report, folder: Path) -> Path:
@@ -26,26 +27,28 @@ def write(report: Report, folder: Path) -> Path:
         template.render(
             environment={"failed": [], **report.environment},
             figures=[(t, c, base64.b64encode(png).decode()) for t, c, png in figures(report)],
-            means=means(pairs(report.rows)),
-            pairs=pairs(report.rows),
+            lines=lines(pairs(report.rows)),
+            tables=_tables(report),
+            peaks=peaks(pairs(report.rows)),
             duration=duration,
+            ratio=ratio,
             busy=busy(report),
         )
     )
     return page
 
 
-def means(found: list[Pair]) -> list[tuple[str, str, str, int, float, float]]:
-    """Operator, what, peer, number of rows, geometric means of both ratios."""
-    groups: dict[tuple[str, str, str], list[Pair]] = {}
-    for pair in found:
+def _tables(report: Report) -> dict[str, tuple[list[Pair], set[str]]]:
+    """Of each operator its pairs of times, and which of the optional columns they fill."""
+    found: dict[str, list[Pair]] = {}
+    for pair in pairs(report.rows):
         if not pair.ours.peak_mib:
-            key = (pair.ours.operator, pair.ours.what, pair.peer.who)
-            groups.setdefault(key, []).append(pair)
-    return [
-        (*key, len(group), mean([p.medians for p in group]), mean([p.mins for p in group]))
-        for key, group in groups.items()
-    ]
+            found.setdefault(pair.ours.operator, []).append(pair)
+    columns = ("size_of", "gflops", "gbs", "note")
+    return {
+        operator: (rows, {c for c in columns if any(getattr(p.ours, c) for p in rows)})
+        for operator, rows in found.items()
+    }
 
 
 def compared(before: Report, after: Report, tolerance: float) -> tuple[Table, list[Change]]:
@@ -58,8 +61,8 @@ def compared(before: Report, after: Report, tolerance: float) -> tuple[Table, li
             f"{change.after.name}, {change.after.who}",
             duration(change.before.median),
             duration(change.after.median),
-            f"{change.medians:.2f}",
-            f"{change.mins:.2f}",
+            ratio(change.medians, 3),
+            ratio(change.mins, 3),
             "[red]slower[/]" if slower else "[green]faster[/]" if faster else "",
         )
     return table, [change for change in both if change.slower(tolerance)]

@@ -181,34 +181,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / scale:.3g} {unit}"
 
 
-def ratio_lines(report: Report) -> list[str]:
-    """A table for a terminal: peer over fastmlip, of medians and of the best rounds. Rows without a
-    peer show their note."""
-    found = pairs(report.rows)
-    paired = {pair.ours.group for pair in found}
-    lines = [f"{row.name}  {row.note}" for row in report.rows
-             if row.ours and row.note and row.group not in paired]  # fmt: skip
-    if not found:
-        return lines
-    width = max(len(pair.ours.name) for pair in found)
-    lines += [
-        f"{'':{width}s} {'peer':>24s} {'fastmlip':>11s}  ratio of medians, of minima",
-    ]
-    for pair in found:
-        ours, peer = pair
-        note = f"  {ours.note}" if ours.note else ""
-        if ours.peak_mib and peer.peak_mib:
-            times = f"{peer.who:>12s} {peer.peak_mib:7.0f} MiB {ours.peak_mib:7.0f} MiB"
-            ratios = f"{peer.peak_mib / ours.peak_mib:7.2f}"
-        else:
-            times = f"{peer.who:>12s} {duration(peer.median):>11s} {duration(ours.median):>11s}"
-            ratios = f"{pair.medians:7.2f} {pair.mins:7.2f}"
-        reached = f"  {ours.gflops:.0f} GFLOP/s" if ours.gflops else ""
-        reached += f"  {ours.gbs:.1f} GB/s" if ours.gbs else ""
-        share = ours.of_roofline(report.environment["peaks"])
-        reached += f"  {share:.0%} of the roofline" if share else ""
-        lines.append(f"{ours.name:{width}s} {times} {ratios}{reached}{note}")
-    return lines
+def ratio(value: float, digits: int = 2) -> str:
+    """With that many digits that count, and no exponent: 0.57, 5.7, 57, 3500."""
+    rounded = float(f"{value:.{digits - 1}e}")
+    behind = digits - 1 - math.floor(math.log10(rounded)) if rounded > 0 else 0
+    return f"{rounded:.{max(behind, 0)}f}"
 
 
 class Change(NamedTuple):

@@ -1,15 +1,18 @@
-"""Runs the suite in a process of its own, with a progress bar."""
+"""Runs the suite in a process of its own, and shows how far it is."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -19,14 +22,18 @@ from .results import Report, load
 SUITE = Path(__file__).resolve().parent
 # what pytest -v prints of a row that is done: its name, the outcome, "[ 12/280]"
 DONE = re.compile(r"^(\S.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b.*\[\s*(\d+)/(\d+)\]")
+NO_ROWS = 5  # pytest's exit status
+COLLECTED = re.compile(r"^\d+ rows, each \d+ times: about \d+ minutes")
+EVERY = 10.0  # seconds between two lines of progress, where there is no terminal
+Show = Callable[[str, int, int], None]  # of a step: its name, its number, and how many there are
 
 
 class SuiteError(RuntimeError):
     """The suite did not run to a result."""
 
 
-def run(options: Sequence[str], log: Path, screen: Console) -> Report:
-    """Time the suite with pytest's ``options``; what pytest prints goes to ``log``.
+def run(options: Sequence[str], log: Path | None, screen: Console) -> Report:
+    """Time the suite with pytest's ``options``; what pytest prints goes to ``log``, if it is given.
 
     ``environment["failed"]`` of the result names the rows that raised instead of being timed.
 
@@ -42,25 +49,31 @@ def run(options: Sequence[str], log: Path, screen: Console) -> Report:
             sys.executable, "-m", "pytest", str(SUITE), "-v", "--benchmark-only",
             f"--benchmark-json={timings}", f"--config-file={os.devnull}", f"--rootdir={SUITE}",
             *("-p", "no:cacheprovider"), *("-o", "python_files=bench_*.py"),
-            *("-o", "python_functions=bench_*"), *("-o", "markers=slow: long"),
-            *("-o", "console_output_style=count"), *options,
+            *("-o", "python_functions=bench_*"), *("-o", "console_output_style=count"), *options,
         ]  # fmt: skip
-        failed, status = _follow(command, log, screen)
+        printed = log or Path(folder) / "pytest.log"
+        failed, status = _follow(command, printed, screen)
+        if status == NO_ROWS:
+            operators = sorted(p.stem.removeprefix("bench_") for p in SUITE.glob("bench_*.py"))
+            raise SuiteError(
+                f"no row is chosen by {shlex.join(options)}; there are rows of "
+                f"{', '.join(operators)}"
+            )
         if not timings.exists() or timings.stat().st_size == 0:
-            end = "\n".join(log.read_text().splitlines()[-15:])
-            raise SuiteError(f"pytest timed nothing, exit status {status}; {log} ends with\n{end}")
+            end = "\n".join(printed.read_text().splitlines()[-15:])
+            where = f" {log}" if log else " what it printed"
+            raise SuiteError(
+                f"pytest timed nothing, exit status {status}; the end of{where}:\n{end}"
+            )
         report = load(timings)
     report.environment["failed"] = failed
     return report
 
 
 def _follow(command: Sequence[str], log: Path, screen: Console) -> tuple[list[str], int]:
-    """Run it under a progress bar; names of the rows that failed, and the exit status."""
+    """Run it and show how far it is; names of the rows that failed, and the exit status."""
     log.parent.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-    )  # fmt: skip
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -69,18 +82,51 @@ def _follow(command: Sequence[str], log: Path, screen: Console) -> tuple[list[st
         env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "250"},
     )
     assert process.stdout is not None
-    with process, Progress(*columns, console=screen) as progress, log.open("w") as file:
-        task = progress.add_task("importing", total=None)
+    shown = _bar(screen) if screen.is_terminal else _lines(screen)
+    with process, shown as show, log.open("w") as file:
         try:
             for line in process.stdout:
                 file.write(line)
-                if match := DONE.match(line):
+                if COLLECTED.match(line):
+                    screen.print(line.strip(), markup=False, highlight=False, soft_wrap=True)
+                elif match := DONE.match(line):
                     name, outcome, number, total = match.groups()
                     row = name.rpartition("::")[2]
                     if outcome in ("FAILED", "ERROR"):
                         failed.append(row)
-                    progress.update(task, description=row, completed=int(number), total=int(total))
+                    show(row, int(number), int(total))
         except BaseException:
             process.terminate()  # Ctrl-C, or a full disk: leave nothing running
             raise
     return failed, process.returncode
+
+
+@contextlib.contextmanager
+def _bar(screen: Console) -> Iterator[Show]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=screen) as progress:
+        task = progress.add_task("importing", total=None)
+
+        def show(row: str, number: int, total: int) -> None:
+            progress.update(task, description=row, completed=number, total=total)
+
+        yield show
+
+
+@contextlib.contextmanager
+def _lines(screen: Console) -> Iterator[Show]:
+    """For a file or a pipe: a line from time to time, after the first step and after the last."""
+    start = perf_counter()
+    last = -EVERY
+
+    def show(row: str, number: int, total: int) -> None:
+        nonlocal last
+        now = perf_counter() - start
+        if now - last >= EVERY or number == total:
+            last = now
+            text = f"{number} of {total} steps after {now:.0f} s: {row}"
+            screen.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    yield show

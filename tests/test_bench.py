@@ -3,14 +3,17 @@
 import copy
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 
 import nequip_cases
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastmlip.bench import environment, peers, results, rows, run
+from fastmlip.bench import default_run, environment, peers, results, rows, run, summary
 from fastmlip.cli import app
 from fastmlip.testing import OPERATORS, assert_close, make_inputs
 
@@ -87,12 +90,36 @@ def test_every_row_of_fastmlip_meets_every_peer_of_its_group():
     assert results.pairs(results.collect(group[:2])) == []
 
 
-def test_lines_of_the_terminal_name_both_ratios_and_memory(timings):
-    lines = results.ratio_lines(results.load(timings))
-    assert re.search(r"conv S 100 edges forward +e3nn +8.5 s +1.5 s +5.67 +8.00 +8 GFLOP", lines[1])
-    assert re.search(r"4.0 GB/s +20% of the roofline +5 <nodes>$", lines[1])
-    assert any(re.search(r"peer +800 MiB +200 MiB +4.00$", line) for line in lines)
-    assert any(re.search(r"double backward +NequIP +3 s +6 s +0.50 +0.50$", line) for line in lines)
+def test_a_run_ends_in_one_table_of_ratios_by_operator_and_model(timings):
+    lines = summary.text(results.load(timings))
+    at = lines.index("")
+    memory, ratios = lines[:at], lines[at + 1 : -1]
+    assert len(memory) == 3 and re.search(r"NequIP M peak .* 800 MiB +200 MiB +4\.0$", memory[2])
+    assert ratios[0].split()[:4] == ["operator", "model", "timed", "peer"]
+    assert "form" not in ratios[0]
+    # 100, 1,000 and 10,000 edges: (5.67 * 4 * 4) ** (1 / 3), (8 * 4 * 4) ** (1 / 3)
+    conv = r"conv +S +forward +e3nn +8\.5 s to 800 s +1\.5 s to 200 s +4\.5 +5\.0$"
+    assert re.match(conv, ratios[2])
+    assert re.match(r"zbl +oxides +double backward +NequIP +3 s +6 s +0\.50 +0\.50$", ratios[3])
+    assert len(ratios) == 4
+
+
+def test_forms_of_fastmlip_and_rows_without_a_peer_are_told_apart():
+    group = [benchmark(w, [4.0]) for w in ("NequIP", "fastmlip exact", "fastmlip tabulated")]
+    alone = benchmark("fastmlip", [1.0], what="scaling", note="2 us an atom")
+    lines = summary.text(results.Report(ENVIRONMENT, results.collect([*group, alone])))
+    assert lines[0] == "conv S 100 edges scaling  2 us an atom"
+    assert lines[1].split()[4] == "form"
+    assert [line.split()[4] for line in lines[3:5]] == ["exact", "tabulated"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3521.93, "3500"), (56.7, "57"), (5.67, "5.7"), (9.96, "10"), (1.0, "1.0"), (0.567, "0.57"),
+     (0.0567, "0.057"), (99.6, "100"), (0.0, "0")],
+)  # fmt: skip
+def test_ratios_have_two_digits(value, text):
+    assert results.ratio(value) == text
 
 
 @pytest.mark.parametrize(
@@ -118,9 +145,13 @@ def test_a_report_is_one_page_with_images_and_says_where_it_was_made(timings, tm
     assert "not to be quoted" not in page
     assert "a &lt;processor&gt;" in page and "5 &lt;nodes&gt;" in page
     for text in (
-        "0123abc+", "2026-01-02", "2 threads", "2.13.0", "5.67", "800 MiB", "copy GB/s", "20 %",
+        "0123abc+", "2026-01-02", "2 threads", "2.13.0", ">5.7<", "800 MiB", "copy GB/s", "20 %",
     ):  # fmt: skip
         assert text in page, text
+    conv, zbl = page.split("<h3>")[1:]  # columns that a table would leave empty are not there
+    assert conv.count("<th>GFLOP/s</th>") == 1 and "of the roofline" in conv
+    assert not re.search("size</th>.*GFLOP", zbl.split("</table>")[0], re.S)
+    assert "<th>GB/s</th>" not in zbl and "roofline" not in zbl.split("</table>")[0]
     again = results.load(out)
     assert again.rows == results.load(timings).rows
     assert again.environment == ENVIRONMENT
@@ -265,8 +296,15 @@ def test_rows_run_in_turns_and_a_row_that_fails_is_reported(tmp_path, monkeypatc
     (suite / "bench_made_up.py").write_text(SUITE)
     monkeypatch.setattr(run, "SUITE", suite)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # which would turn timing off
-    result = invoke("--report", tmp_path / "out", "--blocks", 2, "--seconds", 0.01)
+    monkeypatch.setattr(run, "EVERY", 0.0)
+    result = invoke("--all", "--report", tmp_path / "out", "--blocks", 2, "--seconds", 0.01)
     assert result.exit_code == 1
+    # no terminal here: what comes is said first, then each step, and the table is the end
+    told = result.output.splitlines()
+    assert told[0] == "3 rows, each 2 times: about 1 minutes on 2 cores"
+    assert re.match(r"1 of 6 steps after \d+ s: bench_square\[0-peer\]", told[1])
+    assert told[6].startswith("6 of 6 steps")
+    assert re.search(r"made_up +ones +forward +peer ", result.output)
     assert "2 rows failed and were not timed: bench_wrong[0], bench_wrong[1]" in result.output
     report = results.load(tmp_path / "out")
     assert [row.who for row in report.rows] == ["peer", "fastmlip"]
@@ -285,8 +323,46 @@ def test_a_suite_that_does_not_start_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "SUITE", tmp_path)  # without the conftest that knows --threads
     result = invoke()
     assert result.exit_code == 1
-    assert "pytest timed nothing, exit status 4" in result.output
+    assert "pytest timed nothing, exit status 4; the end of what it printed:" in result.output
+    assert "pytest.log" not in result.output  # which is deleted
     assert "unrecognized arguments: --threads=2" in result.output
+
+
+def test_rows_that_do_not_exist_are_said_to(monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    result = invoke("-k", "nosuchrow")
+    assert result.exit_code == 1
+    assert "no row is chosen by" in result.output and "-k nosuchrow" in result.output
+    assert "edge_embedding" in result.output and "pytest.log" not in result.output
+
+
+def collected(*options):
+    """Functions and parameters of a run's steps, and what it says of its length."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(run.SUITE), "--collect-only", "-p", "no:cacheprovider",
+         "--benchmark-only", f"--rootdir={run.SUITE}", f"--config-file={os.devnull}",
+         *("-o", "python_files=bench_*.py"), *("-o", "python_functions=bench_*"), *options],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = re.findall(r"<Function (bench_\w+)(?:\[(.*)\])?>", done.stdout)
+    (said,) = [line for line in done.stdout.splitlines() if run.COLLECTED.match(line)]
+    return steps, int(re.search(r"about (\d+) minutes", said)[1])
+
+
+def test_a_default_run_takes_ten_minutes_and_has_every_operator_and_model():
+    steps, minutes = collected("--blocks=3")
+    assert minutes <= 9 and len(steps) <= 240
+    found = {function for function, _ in steps}
+    assert found == set(default_run.ROWS)  # and so each value there is one that a row has
+    assert {f"bench_{name}" for name in OPERATORS} - found == {"bench_tensor_product_conv"}
+    parameters = " ".join(rest for _, rest in steps)
+    for chosen in default_run.ROWS.values():
+        for values in chosen.values():
+            assert all(str(value) in parameters for value in values), values
+    everything, longer = collected("--all", "--blocks=3")
+    assert len(everything) > 5 * len(steps) and longer > 60
+    assert set(steps) <= set(everything)
 
 
 def test_peaks_are_those_of_float32_whatever_the_default_is(monkeypatch):
