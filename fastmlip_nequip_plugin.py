@@ -8,25 +8,62 @@ imported yet, and every time, also for users who never ask for fastmlip. So it i
   packages, which bring their own copies of NequIP's classes, included;
 * tells ``nequip-package`` that ``fastmlip`` is a library to import, not code to copy.
 
+Where any of this fails, as with a NequIP of another version, it warns once and steps aside: NequIP
+then works as if fastmlip were not there.
+
 It must stay a top-level module beside ``fastmlip``: ``nequip-package`` copies the package that an
 entry point names, and what it copies cannot be an external library too.
 """
 
 import importlib.abc
+import importlib.metadata
 import sys
+import threading
+import warnings
 from functools import wraps
+
+_NO_MODIFIERS = "its modifiers, such as enable_FastMLIP, are not offered"
+_NO_PACKAGES = "nequip-package cannot package models that use it"
+_warned = set()
+
+
+def _step_aside(what, error):
+    """Warn once that ``what`` does not work, and never raise."""
+    if what in _warned:
+        return
+    _warned.add(what)
+    versions = []
+    for name in ("fastmlip", "nequip"):
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except Exception:
+            versions.append(f"{name} of an unknown version")
+    text = f"{' with '.join(versions)}: {what} ({type(error).__name__}: {error})"
+    try:
+        warnings.warn(text, stacklevel=2)
+    except Warning:  # where warnings are errors
+        print(text, file=sys.stderr)
 
 
 def _offer_modifiers(modify_utils):
     collect = modify_utils.get_all_modifiers
+    inside = threading.local()  # it calls itself for the modules in a model
 
     @wraps(collect)
-    def get_all_modifiers(module, _all_modifiers=None):
-        found = collect(module, _all_modifiers)
-        if _all_modifiers is None:  # the outermost call of a recursion
+    def get_all_modifiers(*args, **kwargs):
+        if getattr(inside, "call", False):
+            return collect(*args, **kwargs)
+        inside.call = True
+        try:
+            found = collect(*args, **kwargs)
+        finally:
+            inside.call = False
+        try:
             from fastmlip.integrations.modifiers import modifiers
 
-            found.update(modifiers(module))
+            found.update(modifiers(args[0] if args else kwargs["module"]))
+        except Exception as error:
+            _step_aside(_NO_MODIFIERS, error)
         return found
 
     modify_utils.get_all_modifiers = get_all_modifiers
@@ -37,9 +74,17 @@ def _declare_external(package_utils):
 
 
 _AFTER_IMPORT = {
-    "nequip.model.modify_utils": _offer_modifiers,
-    "nequip.scripts._package_utils": _declare_external,
+    "nequip.model.modify_utils": (_offer_modifiers, _NO_MODIFIERS),
+    "nequip.scripts._package_utils": (_declare_external, _NO_PACKAGES),
 }
+
+
+def _call_back(module):
+    callback, what = _AFTER_IMPORT[module.__name__]
+    try:
+        callback(module)
+    except Exception as error:
+        _step_aside(what, error)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -48,21 +93,26 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         if fullname not in _AFTER_IMPORT:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
+        others = (f for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
         specs = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in specs if spec), None)
-        if spec is not None and spec.loader is not None:
+        if spec is None:
+            return None
+        try:
             run = spec.loader.exec_module
 
             def exec_module(module):
                 run(module)
-                _AFTER_IMPORT[fullname](module)
+                if module.__name__ == fullname:  # some loaders load several
+                    _call_back(module)
 
             spec.loader.exec_module = exec_module
+        except Exception as error:  # a loader of another kind
+            _step_aside(_AFTER_IMPORT[fullname][1], error)
         return spec
 
 
-for _name, _callback in _AFTER_IMPORT.items():
+for _name in _AFTER_IMPORT:
     if _name in sys.modules:
-        _callback(sys.modules[_name])
+        _call_back(sys.modules[_name])
 sys.meta_path.insert(0, _AfterImport())
