@@ -3,7 +3,7 @@
 Every model is exported with AOTInductor first (minutes each), and stock also runs eager: its better
 time is the one to beat. Structures: a 108-atom and a 1,372-atom disordered fcc alloy, and 192 atoms
 of water; cutoff 5 A, float32. Rows of ``scaling`` go from 108 to 100,000 atoms, the largest
-system also in random order, with the settings of glibc's allocator that docs/guide/inference.md
+system also in random order, with the settings of glibc's allocator that docs/molecular_dynamics.md
 advises.
 """
 

@@ -1,7 +1,12 @@
-"""Every YAML block of the guide in a complete config: data read, statistics resolved, model run."""
+"""The code of the pages: YAML in a complete config, Python and shell blocks as they stand."""
 
 import importlib.util
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 import textwrap
 import warnings
 from pathlib import Path
@@ -9,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
@@ -22,8 +28,9 @@ from fastmlip.testing.process import run_python
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
-DOCS = Path(__file__).parent.parent / "docs"
-GUIDE = DOCS / "guide" / "model_hyperparameters.md"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+GUIDE = DOCS / "energies.md"
 PAGES = [*sorted(DOCS.glob("operators/*.md")), DOCS / "check.md", DOCS / "benchmarks.md"]
 NAMES = ["C", "H", "O"]
 ENERGIES = {"C": -148.3, "H": -13.6, "O": -2041.8}
@@ -213,6 +220,74 @@ def test_commands_of_the_guide(file, tmp_path, monkeypatch):
 @pytest.mark.parametrize("snippet", [b for page in PAGES for b in blocks(page, "python")])
 def test_python_of_the_pages(snippet):
     run_python(snippet)
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """The folder of the page for beginners, all its blocks executed in order."""
+    folder = tmp_path_factory.mktemp("started")
+    page = (DOCS / "getting_started.md").read_text()
+    for language, code in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.M | re.S):
+        name = re.match(r"# (\S+\.(?:py|yaml))\n", code)
+        if name:
+            (folder / name[1]).write_text(code)
+        else:
+            assert language == "sh", f"a block that is neither saved nor run: {code}"
+            shell(code, folder)
+    return folder
+
+
+def shell(code, folder):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ec", code], cwd=folder, env={**os.environ, "PATH": path},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_getting_started(started):
+    for name in ("exact.nequip.pt2", "tabulated.nequip.pt2", "last.ckpt"):
+        assert (started / name).stat().st_size > 0
+
+
+# what the pages say before their blocks in words
+IN_MEMORY = """
+import fastmlip
+import torch
+from nequip.model import ModelFromCheckpoint
+from nequip.utils.global_state import set_global_state
+from fastmlip.integrations.nequip.models import describe
+from ase.build import bulk
+
+set_global_state()
+model = ModelFromCheckpoint("last.ckpt", compile_mode="eager")["sole_model"].eval()
+data = describe(model).frame(bulk("Cu", cubic=True), [0, 0, 0, 1])
+"""
+
+
+@pytest.mark.parametrize(
+    "snippet",
+    [b for p in ("README.md", "docs/molecular_dynamics.md") for b in blocks(ROOT / p, "python")],
+)
+def test_python_that_needs_a_model(snippet, started):
+    shutil.copy(started / "exact.nequip.pt2", started / "model.nequip.pt2")
+    (started / "block.py").write_text(IN_MEMORY + snippet)
+    shell("python -W ignore block.py", started)
+
+
+def test_commands_of_all_pages_exist():
+    """Names and options of every line that calls our command."""
+    commands = typer.main.get_command(app).commands
+    lines = []
+    for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
+        lines += re.findall(r"^fastmlip (?!-)(.*)$", page.read_text(), re.M)
+    assert len(lines) > 10
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        known = {option for p in commands[words[0]].params for option in p.opts}
+        assert {word for word in words if word.startswith("-")} <= known, line
 
 
 def test_field_names_are_those_of_nequip():

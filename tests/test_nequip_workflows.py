@@ -238,7 +238,7 @@ def test_aotinductor_models_load_in_a_plain_process(source, request, checkpoint,
     root = Path(__file__).parent.parent
     lines = [
         re.search("^nequip-compile .*$", (root / page).read_text(), re.MULTILINE).group()
-        for page in ("README.md", "docs/guide/inference.md")
+        for page in ("README.md", "docs/molecular_dynamics.md")
     ]
     assert lines[0] == lines[1]
     files = {"model.ckpt": request.getfixturevalue(source), "model.nequip.pt2": "model.nequip.pt2"}
