@@ -2,31 +2,95 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 import fastmlip
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(no_args_is_help=True, add_completion=False, context_settings=HELP)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fastmlip {fastmlip.__version__}")
+        raise typer.Exit()
 
 
 @app.callback()
-def main() -> None:
-    """Fused kernels for E(3)-equivariant interatomic potentials."""
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fused kernels for E(3)-equivariant interatomic potentials.
+
+    The exit status of every command is 0 where all is well, 1 where something that was checked or
+    timed failed, and 2 where an argument or a file is wrong.
+    """
 
 
 @app.command()
-def info() -> None:
-    """Print what runs where on this machine, and why."""
-    table = Table(show_header=False, title="fastmlip")
-    for question, answer in fastmlip.info().items():
-        table.add_row(question, answer)
+def info(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="A model file to read about.")
+    ] = None,
+) -> None:
+    """Print what runs where on this machine, and why; or the metadata of a model FILE.
+
+    Nothing that is in FILE is executed.
+    """
+    if file is None:
+        answers = fastmlip.info()
+    else:
+        _must_exist(file, "FILE")
+        from fastmlip.integrations.nequip import files
+
+        try:
+            answers = files.metadata(file)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="FILE") from None
+    table = Table(show_header=False, title="fastmlip" if file is None else file.name)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for question, answer in answers.items():
+        table.add_row(question, escape(answer))
     Console().print(table)
+
+
+@app.command()
+def strip(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint of nequip-train (.ckpt).")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Checkpoint to write.")
+    ],
+) -> None:
+    """Write a checkpoint with the same weights that needs no fastmlip.
+
+    NequIP keeps the config of a run in its checkpoints. The new file's config has no modifier of
+    fastmlip, so that it loads, and resumes, where fastmlip is not installed.
+    """
+    from fastmlip.integrations.nequip import files
+
+    _must_exist(checkpoint, "CHECKPOINT")
+    if output.exists():
+        raise typer.BadParameter(f"{output} exists already", param_hint="--output")
+    _must_be_writable(output, "--output")
+    try:
+        removed = files.strip(checkpoint, output)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="CHECKPOINT") from None
+    _say(Console(), f"{output}: without {', '.join(removed)}; the weights are the same")
 
 
 @app.command()
@@ -157,17 +221,33 @@ def check(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
 ) -> None:
-    """Compare a model with its accelerated form: the exit status is 0 where all checks pass, or 1.
+    """Compare a model with its accelerated form; the exit status is 1 where a check fails.
+
+    A model file is a program that runs when it is loaded: check only files of people you trust.
 
     Energies, forces, stress, parameter gradients and the Hessian against stock, against finite
     differences, under rotations and the like, and run after run. Nothing is trained.
     """
     from rich.progress import Progress, SpinnerColumn
 
+    from fastmlip.checks.table import names
+
     screen = Console(stderr=True)
     for path, name in ((model, "MODEL"), (structures, "STRUCTURES"), (against, "--against")):
-        if path is not None and not path.is_file():
-            raise typer.BadParameter(f"there is no file {path}", param_hint=name)
+        if path is not None:
+            _must_exist(path, name)
+    if json is not None:
+        _must_be_writable(json, "--json")
+    try:
+        names(only)
+    except ValueError as error:
+        raise typer.BadParameter(str(error).removeprefix("only: "), param_hint="--only") from None
+    if dtype not in (None, "float32", "float64"):
+        raise typer.BadParameter(f"expected float32 or float64, got {dtype}", param_hint="--dtype")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise typer.BadParameter(str(error).partition("\n")[0], param_hint="--device") from None
     try:
         with Progress(SpinnerColumn(), *Progress.get_default_columns(), console=screen) as bar:
             task = bar.add_task("building the models", total=None)
@@ -187,8 +267,12 @@ def check(
         _say(console, remark)
     if json is not None:
         json.write_text(report.to_json())
-    names = ", ".join(result.name for result in report.failed)
-    _say(console, f"failed: {names}" if names else "all checks passed")
+    for verdict, results in (("failed", report.failed), ("could not be done", report.undone)):
+        if results:
+            _say(console, f"{verdict}: {', '.join(result.name for result in results)}")
+    done = sum(result.status == "passed" for result in report.results)
+    if report.passed:
+        _say(console, "all checks passed" if not report.asked else f"{done} checks passed")
     raise typer.Exit(0 if report.passed else 1)
 
 
@@ -357,6 +441,20 @@ def _known(given: list[str] | None, known: list[str], option: str) -> list[str]:
     return given or known
 
 
+def _must_exist(path: Path, name: str) -> None:
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder, expected a file", param_hint=name)
+    if not path.is_file():
+        raise typer.BadParameter(f"there is no file {path}", param_hint=name)
+
+
+def _must_be_writable(path: Path, name: str) -> None:
+    """Before work begins whose result would be lost."""
+    folder = path.absolute().parent
+    if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise typer.BadParameter(f"cannot write {path}", param_hint=name)
+
+
 def _say(screen: Console, text: str) -> None:
     screen.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -364,4 +462,4 @@ def _say(screen: Console, text: str) -> None:
 def _failed(screen: Console, message: str) -> typer.Exit:
     screen.print("error", style="bold red", end=": ")
     _say(screen, message)
-    return typer.Exit(1)
+    return typer.Exit(2)

@@ -78,6 +78,11 @@ def invoke(*arguments):
     return CliRunner().invoke(app, ["check", *map(str, arguments)])
 
 
+def said(result):
+    """In one line, without the frame around an error."""
+    return " ".join(result.output.replace("│", " ").split())
+
+
 def only(names):
     return [word for name in names for word in ("--only", name)]
 
@@ -137,7 +142,7 @@ def test_the_model_in_memory_stays_as_it_was():
     kinds = [type(module) for module in model.modules()]
     random, default = torch.get_rng_state(), torch.get_default_dtype()
     report = fastmlip.check(
-        model, rattled_na_cl(), only=["energies", "gradients, differences", "repeatability"]
+        model, rattled_na_cl(), only=["energies", "gradient differences", "repeatability"]
     )
     assert report.passed
     assert model.training and [type(module) for module in model.modules()] == kinds
@@ -189,7 +194,7 @@ def test_allegro():
         per_edge_type_cutoff={"Si": 3.5, "C": {"Si": 4.0, "C": 3.0}},
         radial_chemical_embed={"_target_": "allegro.nn.TwoBodyBesselScalarEmbed"},
     )  # fmt: skip
-    report = fastmlip.check(model, only=[*QUICK, "one-sided edges", "forces, differences"])
+    report = fastmlip.check(model, only=[*QUICK, "one-sided edges", "force differences"])
     assert report.passed, report.failed
     assert report.operators.keys() >= {"edge_embedding_cpu", "edge_embedding_double_backward_cpu"}
 
@@ -201,7 +206,7 @@ def test_structures_of_a_file(tmp_path):
     write(tmp_path / "all.extxyz", [*frames, *[perfect] * 7])
     report = fastmlip.check(
         build("tiny", "float64"), tmp_path / "all.extxyz",
-        only=[*QUICK, "forces, differences"], frames=2,
+        only=[*QUICK, "force differences"], frames=2,
     )  # fmt: skip
     assert report.passed
     assert [row["name"] for row in report.structures] == ["all.extxyz[0]", "all.extxyz[8]"]
@@ -244,7 +249,7 @@ def test_compiled_models(monkeypatch):
     assert report.passed and report.modules == []
     passed = [row.name for row in report.results if row.status == "passed"]
     assert passed == [
-        "operators", "signal", "forces, differences", "stress, differences", "Jacobian symmetry",
+        "operators", "signal", "force differences", "stress differences", "Jacobian symmetry",
         "rotations", "inversion", "translations", "atom order", "edge order", "repeatability",
     ]  # fmt: skip
     paired = fastmlip.check("model.nequip.pt2", against=build("tiny", "float64"))
@@ -259,7 +264,7 @@ def test_a_wrong_compiled_model_fails(monkeypatch):
     run = _CPP["backward"]
     monkeypatch.setitem(_CPP, "backward", lambda *o: tuple(1.01 * grad for grad in run(*o)))
     report = fastmlip.check("model.nequip.pt2")
-    assert {"forces, differences", "Jacobian symmetry"} <= {row.name for row in report.failed}
+    assert {"force differences", "Jacobian symmetry"} <= {row.name for row in report.failed}
 
 
 def test_a_swap_that_is_not_used_fails():
@@ -307,15 +312,15 @@ def test_wrong_arguments(config, tmp_path):
     assert invoke(tmp_path / "none.yaml").exit_code == 2
     (tmp_path / "notes.txt").write_text("")
     unknown = invoke(tmp_path / "notes.txt")
-    assert unknown.exit_code == 1 and "a config (.yaml), a checkpoint" in unknown.output
+    assert unknown.exit_code == 2 and "a config (.yaml), a checkpoint" in unknown.output
     write(tmp_path / "h.xyz", Atoms("H"))
     species = invoke(config, tmp_path / "h.xyz")
-    assert species.exit_code == 1 and "holds H; the model's types are Cu" in species.output
+    assert species.exit_code == 2 and "holds H; the model's types are Cu" in species.output
     (tmp_path / "empty.yaml").write_text("run: [train]\n")
     assert "training_module.model" in invoke(tmp_path / "empty.yaml").output
-    with pytest.raises(ValueError, match="only: no check named energy"):
+    with pytest.raises(ValueError, match=r"no check 'energy'.*did you mean 'energies'"):
         fastmlip.check(config, only=["energy"])
-    with pytest.raises(ValueError, match="dtype: expected one of"):
+    with pytest.raises(ValueError, match="dtype: expected float32 or float64"):
         fastmlip.check(config, dtype="half")
     with pytest.raises(TypeError, match="got Linear"):
         fastmlip.check(torch.nn.Linear(1, 1))
@@ -325,9 +330,69 @@ def test_wrong_arguments(config, tmp_path):
         fastmlip.check(build("tiny", "float64"), [])
 
 
+def test_wrong_arguments_are_refused_before_work_starts(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(fastmlip, "check", lambda *a, **k: pytest.fail("work was started"))
+    for arguments, message in (
+        ((tmp_path,), "is a folder"),
+        ((config, tmp_path / "none.xyz"), "there is no file"),
+        ((config, "--json", tmp_path / "missing" / "x.json"), "cannot write"),
+        ((config, "--json", tmp_path), "cannot write"),
+        ((config, "--only", "force"), "did you mean 'forces'"),
+        ((config, "--dtype", "half"), "expected float32 or float64"),
+        ((config, "--device", "gpu"), "--device"),
+    ):
+        result = invoke(*arguments)
+        assert result.exit_code == 2 and message in said(result), arguments
+
+
+def test_files_that_cannot_be_read_are_named(checkpoint, config, tmp_path):
+    bytes_ = checkpoint.read_bytes()
+    for name, content in (
+        ("cut.ckpt", bytes_[: len(bytes_) // 2]), ("empty.ckpt", b""), ("no.ckpt", b"text"),
+        ("cut.nequip.zip", b"PK\x03\x04"), ("cut.nequip.pt2", bytes_[:1000]),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        result = invoke(tmp_path / name)
+        assert result.exit_code == 2 and name in result.output, result.output
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    assert "not a checkpoint of NequIP" in invoke(tmp_path / "other.ckpt").output
+    write(tmp_path / "none.extxyz", Atoms())
+    for file, text in (("none.extxyz", "has no atoms"), ("no.ckpt", "cannot be read by ASE")):
+        result = invoke(config, tmp_path / file)
+        assert result.exit_code == 2 and text in said(result)
+
+
+def test_a_run_that_checks_nothing_fails(monkeypatch):
+    as_compiled(fastmlip.accelerate(build("tiny", "float64")), monkeypatch)
+    report = fastmlip.check("model.nequip.pt2", only=["forces"])
+    assert not report.passed and [row.name for row in report.undone] == ["forces"]
+    assert fastmlip.check("model.nequip.pt2", only=["rotations"]).passed
+    only_operators = fastmlip.check(build("tiny", "float64"), only=["operators"])
+    assert only_operators.passed and [r.name for r in only_operators.results] == ["operators"]
+
+
+def test_a_tabulated_model_against_the_exact_one_has_the_tolerance_of_its_tables():
+    model = build("tiny", "float64").eval()
+    table = fastmlip.tabulate(model, tol=1e-4)
+    report = fastmlip.check(table, against=model)
+    assert report.passed, report.failed
+    assert 1e-10 < report["forces"].error < report["forces"].tolerance < 0.1
+    assert "tables" in report["Hessian"].note
+    wrong = build("tiny", "float64", seed=8)
+    assert "forces" in [row.name for row in fastmlip.check(table, against=wrong).failed]
+
+
+def test_a_misspelt_statistic_is_refused(config, tmp_path):
+    path = tmp_path / "misspelt.yaml"
+    path.write_text(config.read_text().replace(":per_type_forces_rms}", ":per_type_force_rms}"))
+    result = invoke(path)
+    assert result.exit_code == 2
+    assert "did you mean per_type_forces_rms" in said(result)
+
+
 def test_names_of_checks_are_unique_and_documented():
     names = [row.name for row in CHECKS]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names) and not any("," in name for name in names)
     page = (EXAMPLES.parent / "docs" / "check.md").read_text()
     for row in CHECKS:
         assert f"| {row.name} |" in page, row.name

@@ -52,6 +52,10 @@ class Context:
             )
             for name, scale in raw.items()
         }
+        # of tables, relative to forces as errors are: their tolerance is in eV/Angstrom
+        tolerance = max(side.host.table_tolerance for side in (fused, stock) if side)
+        smallest = min((scale.forces for scale in self.scales.values()), default=0.0)
+        self.table_error = tolerance / smallest if tolerance and smallest else 0.0
 
     def to(self, data: Data) -> Data:
         return {key: value.to(self.device) for key, value in data.items()}

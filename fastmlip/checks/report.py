@@ -54,6 +54,7 @@ class Report:
         structures: names, numbers of atoms and of edges.
         versions: of fastmlip, torch and what runs here.
         notes: what else a reader should know.
+        asked: names of the checks that were asked for, where it was not all of them.
     """
 
     model: str
@@ -69,11 +70,17 @@ class Report:
     versions: dict[str, str]
     results: list[Result] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """No check failed."""
-        return not self.failed
+        """No check failed, and none that was asked for by name was left out."""
+        return not self.failed and not self.undone
+
+    @property
+    def undone(self) -> list[Result]:
+        """Checks that were asked for by name and could not be done."""
+        return [r for r in self.results if r.status == SKIPPED and r.name in self.asked]
 
     @property
     def failed(self) -> list[Result]:

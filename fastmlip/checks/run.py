@@ -13,6 +13,7 @@ import torch
 
 from fastmlip import backend
 from fastmlip.checks import structures as frames_of
+from fastmlip.checks import table
 from fastmlip.checks.context import Context
 from fastmlip.checks.model import Side, operators_run
 from fastmlip.checks.report import FAILED, PASSED, SKIPPED, Report, Result
@@ -50,7 +51,8 @@ def check(
         device: default: that of a model in memory, else the CPU.
         seed: of all random numbers.
         frames: how many structures of a file are used.
-        only: names of the checks to do; default: all.
+        only: names of the checks to do; default: all. One that is named and cannot be done makes
+            the report fail.
         progress: called with the name of a check, its number and how many there are.
 
     Returns:
@@ -60,17 +62,14 @@ def check(
         ValueError: nothing in the model can be accelerated, or it cannot be read, or a structure
             holds a species that the model has no type for.
     """
-    unknown = set(only or ()) - {row.name for row in CHECKS}
-    if unknown:
-        names = ", ".join(row.name for row in CHECKS)
-        raise ValueError(f"only: no check named {', '.join(sorted(unknown))}; there are {names}")
+    wanted = table.names(only)
     host = _host(model, dtype, device)
     where = torch.device(device) if device is not None else _device(host)
     training = not host.compiled and host.model.training
     if not host.compiled:
         host.model.eval()
     try:
-        return _checked(host, structures, against, where, seed, frames, only, progress)
+        return _checked(host, structures, against, where, seed, frames, wanted, progress)
     finally:
         if not host.compiled:
             host.model.train(training)
@@ -78,7 +77,7 @@ def check(
 
 def _checked(
     host: Any, structures: Any, against: Any, where: torch.device, seed: int, frames: int,
-    only: Sequence[str] | None, progress: Progress | None,
+    wanted: Sequence[str], progress: Progress | None,
 ) -> Report:  # fmt: skip
     fused, stock, modules, origin = _sides(host, against, where)
     given = _frames(structures, host, frames, seed)
@@ -103,7 +102,9 @@ def _checked(
         notes=list(host.notes),
     )
     report.results.append(_operators_row(report, problem))
-    rows = [row for row in CHECKS if only is None or row.name in only]
+    rows = [row for row in CHECKS if row.name in wanted]
+    every = len(rows) == len(CHECKS)
+    report.asked = [] if every else [name for name in wanted if name != table.OPERATORS]
     for number, row in enumerate(rows):
         if progress is not None:
             progress(row.name, number, len(rows))
@@ -188,7 +189,7 @@ def _moved(frame: Frame, device: torch.device) -> Frame:
 
 
 def _result(row: Check, context: Context) -> Result:
-    tolerance = row.tolerance(context.dtype)
+    tolerance = row.tolerance(context)
     reason = row.missing(context)
     error, where, stock, status = None, "", None, SKIPPED
     if not reason:
@@ -236,5 +237,5 @@ def _operators_row(report: Report, problem: str = "") -> Result:
     elif expected and not report.operators:
         status, note = FAILED, "modules were swapped, but no operator of fastmlip ran"
     return Result(
-        "operators", "fastmlip's operators are what runs", None, "", 0.0, None, status, note
+        table.OPERATORS, "fastmlip's operators are what runs", None, "", 0.0, None, status, note
     )

@@ -48,7 +48,14 @@ def from_file(path: str | Path, host: Any, frames: int, seed: int) -> list[Frame
     """
     from ase.io import read
 
-    found: Any = read(str(path), index=":")
+    try:
+        found: Any = read(str(path), index=":")
+    except Exception as error:  # whatever a reader of ASE may raise
+        raise ValueError(
+            f"{path} cannot be read by ASE: {type(error).__name__}: {error}"
+        ) from error
+    if not found:
+        raise ValueError(f"{path} holds no structures")
     chosen = np.unique(np.linspace(0, len(found) - 1, min(frames, len(found))).round().astype(int))
     names = [f"{Path(path).name}[{i}]" for i in chosen]
     return from_atoms([found[i] for i in chosen], host, seed, names)
@@ -64,6 +71,8 @@ def from_atoms(
     frames = []
     for number, atoms in enumerate(structures):
         name = names[number] if names else f"structure {number}"
+        if not len(atoms):
+            raise ValueError(f"{name} has no atoms")
         unknown = sorted(set(atoms.get_chemical_symbols()) - set(host.type_names))
         if unknown:
             raise ValueError(

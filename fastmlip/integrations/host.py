@@ -110,6 +110,8 @@ class HostModel:
         dtype: of the network.
         type_names: atom types, in the model's order.
         r_max: the cutoff.
+        table_tolerance: largest error of a force component that its tables were made for,
+            eV/Angstrom; 0 for a model without tables.
         notes: what was changed or left out on the way.
     """
 
@@ -120,6 +122,7 @@ class HostModel:
     type_names: list[str]
     r_max: float
     per_edge_type_cutoff: Any = None
+    table_tolerance: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @property

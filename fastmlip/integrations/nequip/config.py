@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,24 @@ def placeholder_statistics(config: Any) -> Iterator[dict[str, Any]]:
 
     A number of neighbours is 20; a scale (a mean square or a deviation) is 1 and a shift -1, in
     steps of 0.1 from type to type where they are per type.
+
+    Raises:
+        ValueError: a name that the config's ``stats_manager`` does not compute, at which
+            ``nequip-train`` would stop.
     """
     from omegaconf import OmegaConf
 
     asked: dict[str, Any] = {}
+    offered = _statistics(config)
 
     def value(name: str) -> Any:
+        if offered is not None and name not in offered:
+            near = difflib.get_close_matches(name, offered, 1)
+            raise ValueError(
+                f"${{training_data_stats:{name}}}: the config's stats_manager has no such statistic"
+                + (f" (did you mean {near[0]}?)" if near else "")
+                + f"; it has {', '.join(offered) or 'none, as data.stats_manager is not set'}"
+            )
         spread = any(word in name for word in ("rms", "std", "scale"))
         base = NUM_NEIGHBORS if "neighbors" in name else SCALE if spread else SHIFT
         per_type = name.startswith("per_type") or name == "isolated_atom_energies"
@@ -54,6 +67,21 @@ def placeholder_statistics(config: Any) -> Iterator[dict[str, Any]]:
         yield asked
     finally:
         OmegaConf.clear_resolver("training_data_stats")
+
+
+def _statistics(config: Any) -> list[str] | None:
+    """Names of the statistics that the config's manager computes; None for a manager whose names
+    cannot be known, and for a config without data."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    if "data" not in config:
+        return None
+    manager = OmegaConf.select(config, "data.stats_manager", throw_on_missing=False)
+    if manager is None:
+        return []
+    names = getattr(instantiate(OmegaConf.to_container(manager, resolve=True)), "names", None)
+    return None if names is None else list(names)
 
 
 def _type_names(config: Any) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +82,47 @@ def _described(model: Any, origin: str, kind: str) -> HostModel:
     return NequIPModel(
         model, origin, kind, DTYPES[metadata["model_dtype"]], names, float(metadata["r_max"]),
         cutoff_str_to_fulldict(cutoffs, names) if isinstance(cutoffs, str) else cutoffs,
+        _table_tolerance(metadata),
     )  # fmt: skip
 
 
+def _table_tolerance(metadata: Mapping[str, str]) -> float:
+    return float(metadata.get("fastmlip_table_tolerance", 0.0))
+
+
 def load(path: Path, dtype: str | None, device: str) -> HostModel | None:
-    """The stock model of a file; None for a kind of file that is not NequIP's."""
-    for suffixes, reader in _READERS.items():
+    """The stock model of a file; None for a kind of file that is not NequIP's.
+
+    Raises:
+        ValueError: the file cannot be read as what its name says.
+    """
+    for suffixes, (kind, reader) in _READERS.items():
         if path.name.endswith(suffixes):
             with float64_default(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return reader(path, dtype, device)
+                if kind == "config":
+                    return reader(path, dtype, device)
+                with readable(path, kind):
+                    return reader(path, dtype, device)
     return None
+
+
+@contextlib.contextmanager
+def readable(path: Path, kind: str) -> Iterator[None]:
+    """Names the file that is cut off or of another kind; torch, zip and pickle may raise anything.
+
+    Raises:
+        ValueError: whatever was raised inside.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a {kind}, it may be cut off or of another kind: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -175,7 +205,7 @@ def _about_modifiers(named: list[str]) -> list[str]:
 def _from_checkpoint(path: Path, dtype: str | None, device: str) -> HostModel:
     from hydra.utils import get_class
 
-    saved = torch.load(path, map_location="cpu", weights_only=False)["hyper_parameters"]
+    saved = read_checkpoint(path)["hyper_parameters"]
     settings = saved["model"]
     target = saved["info_dict"]["training_module"]["_target_"]
     with _stock_and_eager():
@@ -183,13 +213,25 @@ def _from_checkpoint(path: Path, dtype: str | None, device: str) -> HostModel:
         module = training.load_from_checkpoint(
             path,
             map_location="cpu",
-            weights_only=False,
+            weights_only=True,
             model=_with_dtype(settings, dtype, str(path)),
         )
         model = module.evaluation_model
     host = _described(_only(model), str(path), "checkpoint")
     host.notes += _about_modifiers(_modifiers(settings))
     return host
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint of NequIP holds: tensors and plain types; nothing in it is executed.
+
+    Raises:
+        ValueError: it is no checkpoint of NequIP's.
+    """
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(saved, dict) or "model" not in saved.get("hyper_parameters", {}):
+        raise ValueError(f"{path} is not a checkpoint of NequIP's: it has no `hyper_parameters`")
+    return saved
 
 
 def _from_package(path: Path, dtype: str | None, device: str) -> HostModel:
@@ -208,15 +250,15 @@ def _from_compiled(path: Path, dtype: str | None, device: str) -> HostModel:
     model, metadata = load_compiled_model(str(path), device)
     host = NequIPModel(
         model, str(path), "compiled", DTYPES[metadata["model_dtype"]], metadata["type_names"],
-        metadata["r_max"], metadata["per_edge_type_cutoff"],
+        metadata["r_max"], metadata["per_edge_type_cutoff"], _table_tolerance(metadata),
     )  # fmt: skip
     host.notes.append(f"libraries it asks for: {metadata.get('nequip_custom_ops_libs', 'none')}")
     return host
 
 
 _READERS = {
-    (".nequip.zip",): _from_package,
-    (".nequip.pt2", ".nequip.pth"): _from_compiled,
-    (".ckpt",): _from_checkpoint,
-    (".yaml", ".yml"): _from_config,
+    (".nequip.zip",): ("package", _from_package),
+    (".nequip.pt2", ".nequip.pth"): ("compiled model", _from_compiled),
+    (".ckpt",): ("checkpoint", _from_checkpoint),
+    (".yaml", ".yml"): ("config", _from_config),
 }
