@@ -112,8 +112,12 @@ def stats(
     ignore_nan: Annotated[
         bool, typer.Option("--ignore-nan", help="Skip and count NaN energies and forces.")
     ] = False,
-    energy_key: Annotated[str, typer.Option(help="Of a data file: name of energies.")] = "energy",
-    forces_key: Annotated[str, typer.Option(help="Of a data file: name of forces.")] = "forces",
+    energy_key: Annotated[
+        str | None, typer.Option(help="Of a data file: name of energies [default: energy].")
+    ] = None,
+    forces_key: Annotated[
+        str | None, typer.Option(help="Of a data file: name of forces [default: forces].")
+    ] = None,
 ) -> None:
     """Statistics of a data set, as a table and as YAML to paste into a config.
 
@@ -151,8 +155,11 @@ def stats(
         raise _failed(screen, f"{type(error).__name__}: {error}") from None
     for table in tables(found, title=str(source)):
         screen.print(table)
+    reasons: dict[str, list[str]] = {}
     for name, reason in found.unavailable.items():
-        _say(screen, f"{name} left out: {reason}")
+        reasons.setdefault(reason, []).append(name)
+    for reason, left_out in reasons.items():
+        _say(screen, f"{', '.join(left_out)} left out: {reason}")
     for name, note in found.notes.items():
         _say(screen, f"{name}: {note}")
     origin = f"{source}, {dataset}" if is_config else f"{source}, r_max {r_max}"

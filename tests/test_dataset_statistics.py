@@ -141,15 +141,30 @@ def test_pair_statistics_name_the_centre_first():
     assert found == {"A_A": 0.0, "A_B": 3.0, "B_A": 1 / 3, "B_B": 0.0}
 
 
-def test_isolated_atoms_count_in_their_own_place():
-    """Atom 0 has no neighbour: its type has the mean 0, not the type of the last atom."""
+def test_a_type_that_never_has_a_neighbour_is_named():
+    """Atom 0 has none: models would divide by zero. (Its type has the mean 0, not the last's.)"""
     batch = {
         "pos": torch.zeros(3, 3),
         "atom_types": torch.tensor([0, 1, 1]),
         "edge_index": torch.tensor([[1, 2], [2, 1]]),
     }
-    manager = DatasetStatistics(["per_type_num_neighbors_mean"], type_names=["A", "B"])
-    assert manager.get_statistics([batch]) == {"per_type_num_neighbors_mean": {"A": 0.0, "B": 1.0}}
+    names = ["num_neighbors_mean", "per_type_num_neighbors_mean"]
+    found = DatasetStatistics(names, type_names=["A", "B"]).get_statistics([batch])
+    assert found == {"num_neighbors_mean": 2 / 3}
+    assert "no atom of type A has a neighbour" in found.unavailable["per_type_num_neighbors_mean"]
+
+
+def test_data_without_neighbours_suggest_no_zero(caplog):
+    batch = {
+        "pos": torch.zeros(2, 3), "atom_types": torch.tensor([0, 0]),
+        "edge_index": torch.zeros(2, 0, dtype=torch.long),
+    }  # fmt: skip
+    names = ["num_neighbors_mean", "avg_num_neighbors", "per_type_num_neighbors_mean"]
+    with caplog.at_level("INFO"):
+        found = DatasetStatistics(names, type_names=["A"]).get_statistics([batch])
+    assert not found and set(found.unavailable) == set(names)
+    assert "r_max" in found.unavailable["avg_num_neighbors"]
+    assert "avg_num_neighbors: left out" in caplog.text
 
 
 def test_one_type_has_pairs_and_types_of_its_own():

@@ -32,6 +32,7 @@ import fastmlip
 from fastmlip.cli import app
 from fastmlip.data import (
     CommonDatasetStatistics,
+    DatasetStatistics,
     EnergyOnlyDatasetStatistics,
 )
 
@@ -154,7 +155,10 @@ def test_isolated_atoms_shift_stock_means_but_not_ours():
     assert name in ours.unavailable  # no Pd
     data[AtomicDataDict.ATOM_TYPE_KEY] = torch.tensor([0, 1, 1] * 2)
     ours = CommonDatasetStatistics(type_names=["Cu", "Au"]).get_statistics([data])
-    assert ours[name] == {"Cu": 0.0, "Au": 1.0}
+    assert "no atom of type Cu has a neighbour" in ours.unavailable[name]
+    pairs = "per_type_pair_num_neighbors_mean"  # which no model divides by
+    found = DatasetStatistics([pairs], type_names=["Cu", "Au"]).get_statistics([data])[pairs]
+    assert found == {"Cu_Cu": 0.0, "Cu_Au": 0.0, "Au_Cu": 0.0, "Au_Au": 1.0}
 
 
 def resolve(stats, text):
@@ -220,7 +224,7 @@ def test_command_on_a_config(file, tmp_path, manager):
         assert_close(value, dict.__getitem__(expected, name))
     val = yaml.safe_load(run(tmp_path / "conf.yaml", "--dataset", "val").stdout)
     assert val["dataset_statistics"] != found
-    run(tmp_path / "conf.yaml", "--dataset", "test", status=1)
+    run(tmp_path / "conf.yaml", "--dataset", "test", status=2)
 
 
 def test_pasted_yaml_resolves_into_a_model(file):
@@ -265,11 +269,41 @@ def test_command_skips_and_counts_nan_when_asked(tmp_path):
     broken[2].calc.results["energy"] = math.nan
     write(path, broken)
     result = run(path, "--r-max", 4)
-    assert "per_atom_energy_mean left out: 1 values of 'total_energy' are NaN" in result.stderr
+    assert "left out: 1 values of 'total_energy' are NaN" in result.stderr
     assert "per_atom_energy_mean" not in result.stdout
     result = run(path, "--r-max", 4, "--ignore-nan")
     assert "NaN values of total_energy" in result.stderr
     assert "per_atom_energy_mean" in result.stdout
+
+
+def test_frames_that_lack_a_label_are_counted(tmp_path):
+    path = tmp_path / "partly.extxyz"
+    mixed = list(frames(6))
+    for atoms in mixed[1::2]:
+        del atoms.calc.results["forces"]
+    write(path, mixed)
+    atoms = sum(len(atoms) for atoms in mixed[1::2])
+    result = run(path, "--r-max", 4)
+    assert f"left out: {3 * atoms} values of 'forces' are NaN" in result.stderr
+    assert "forces_rms" not in result.stdout and "per_atom_energy_mean" in result.stdout
+    found = yaml.safe_load(run(path, "--r-max", 4, "--ignore-nan").stdout)["dataset_statistics"]
+    labelled = np.concatenate([atoms.get_forces() for atoms in mixed[::2]])
+    assert math.isclose(found["forces_rms"], np.sqrt((labelled**2).mean()), rel_tol=1e-6)
+
+
+def test_a_file_without_the_labels_says_what_it_has(tmp_path, file):
+    path = tmp_path / "ref.extxyz"
+    renamed = [atoms.copy() for atoms in read(file, ":3")]
+    for atoms, labelled in zip(renamed, read(file, ":3"), strict=True):
+        atoms.info["REF_energy"] = labelled.get_potential_energy()
+        atoms.arrays["REF_forces"] = labelled.get_forces()
+    write(path, renamed)
+    said = run(path, "--r-max", 4).stderr
+    assert said.count("left out") == 2  # one line for energies, one for forces
+    assert "keys of that kind: REF_energy" in said and "keys of that kind: REF_forces" in said
+    assert "--energy-key" in said and "key_mapping" not in said
+    wrong = run(path, "--r-max", 4, "--energy-key", "REF_enregy", status=2)
+    assert "no frame of" in wrong.stderr and "REF_energy" in wrong.stderr
 
 
 def test_command_tells_isolated_atoms(tmp_path):
@@ -292,14 +326,14 @@ def test_command_tells_isolated_atoms(tmp_path):
     [
         (["no_such.extxyz", "--r-max", "4"], 2, "there is no file"),
         (["FILE"], 2, "needs a cutoff"),
-        (["FILE", "--r-max", "-1"], 1, "r_max: expected a positive cutoff, got -1"),
+        (["FILE", "--r-max", "-1"], 2, "r_max: expected a positive cutoff, got -1"),
         (["FILE", "--r-max", "4", "--dataset", "val"], 2, "only configs have data sets"),
-        (["FILE", "--r-max", "4", "--type-names", "Cu,Au"], 1, "holds Pd, not in type_names"),
+        (["FILE", "--r-max", "4", "--type-names", "Cu,Au"], 2, "holds Pd, not in type_names"),
         (["FILE", "--r-max", "4", "--batch-size", "0"], 2, "batch-size"),
-        (["EMPTY"], 1, "has no section `data`"),
+        (["EMPTY"], 2, "has no section `data`"),
         (["EMPTY", "--r-max", "4"], 2, "has its own cutoff"),
-        (["EMPTY", "--dataset", "trian"], 1, "expected one of train"),
-        (["BROKEN"], 1, "error:"),
+        (["EMPTY", "--dataset", "trian"], 2, "expected one of train"),
+        (["BROKEN"], 2, "error:"),
     ],
 )
 def test_command_fails_with_a_message_and_a_status(tmp_path, file, arguments, status, message):

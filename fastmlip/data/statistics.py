@@ -108,6 +108,9 @@ ENERGY_ONLY = (
     "isolated_atom_energies",
 )  # fmt: skip
 COMMON = (*ENERGY_ONLY, "forces_rms", "per_type_forces_rms")
+# numbers of neighbours that models divide by
+DIVISORS = ("num_neighbors_mean", "avg_num_neighbors", "per_type_num_neighbors_mean")
+REACH = "take a larger r_max, or give the value by hand"
 HINTS = {
     TYPES: "add nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper to the data's transforms",
     EDGES: "add nequip.data.transforms.NeighborListTransform to the data's transforms",
@@ -235,6 +238,7 @@ class DatasetStatistics:
                 value = self._value(name)
             except StatisticUnavailableError as error:
                 result.unavailable[name] = str(error)
+                logger.info("%s: left out, %s", name, error)
                 continue
             result[name] = value
             logger.info("%s: %s", name, value)
@@ -256,6 +260,8 @@ class DatasetStatistics:
                 )
         value = formula(self.seen).reshape(-1)
         bad = torch.nonzero(~value.isfinite()).flatten().tolist()
+        if name in DIVISORS and not bad:  # the model divides by it
+            bad = torch.nonzero(value == 0).flatten().tolist()
         if per == "pair":
             bad = [index // len(self.type_names) for index in bad]
         if bad:
@@ -279,6 +285,8 @@ class DatasetStatistics:
                     "type_names, or give the values by hand"
                 )
             types = ", ".join(self.type_names[i] for i in bad)
+            if name in DIVISORS:
+                return f"no atom of type {types} has a neighbour, and models divide by it; {REACH}"
             if name == "isolated_atom_energies":
                 return (
                     f"no frame holds a single atom without neighbours of type {types}; use "
@@ -287,6 +295,8 @@ class DatasetStatistics:
             return f"it is not finite for type {types}"
         if name.endswith("_std") and self.seen.total_energy.count < 2:
             return "a standard deviation needs at least two frames with an energy"
+        if name in DIVISORS:
+            return f"no atom has a neighbour, and models divide by it; {REACH}"
         return "it is not finite"
 
 

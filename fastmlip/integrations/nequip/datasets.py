@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastmlip.data import COMMON, STATISTICS, CommonDatasetStatistics, Statistics
+from fastmlip.data.seen import ENERGY, FORCES
 from fastmlip.integrations.nequip.config import compose, find
 
 TASKS = {"train": "fit", "val": "validate", "test": "test", "predict": "predict"}
@@ -81,8 +82,8 @@ def statistics_of_file(
     r_max: float,
     type_names: Sequence[str] | None = None,
     batch_size: int | None = None,
-    energy_key: str = "energy",
-    forces_key: str = "forces",
+    energy_key: str | None = None,
+    forces_key: str | None = None,
     **options: Any,
 ) -> Statistics:
     """Statistics of all frames of a file that ASE reads, such as extended XYZ.
@@ -92,23 +93,27 @@ def statistics_of_file(
         r_max: cutoff of the neighbour list, in the file's unit of length (ASE: Angstrom).
         type_names: chemical symbols; default: those in the file, by atomic number.
         batch_size: frames read at a time (default 16).
-        energy_key, forces_key: names of these labels in the file.
+        energy_key, forces_key: names of these labels in the file; default: ``energy`` and
+            ``forces``. Frames without a label that others have count as NaN.
         options: of :class:`fastmlip.data.DatasetStatistics`.
 
     Raises:
-        ValueError: a cutoff that is not positive, a species outside ``type_names``.
+        ValueError: a cutoff that is not positive, a species outside ``type_names``, a key that was
+            given and is in no frame.
     """
     from nequip.data.dataset import ASEDataset
     from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 
     if not r_max > 0:
         raise ValueError(f"r_max: expected a positive cutoff, got {r_max}")
-    keys = {energy_key: "total_energy", forces_key: "forces"}
+    keys = {energy_key or "energy": ENERGY, forces_key or "forces": FORCES}
     dtype = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float64)
         others = [key for key in ("energy", "forces") if key not in keys]  # would come before ours
         dataset = ASEDataset(str(path), key_mapping=keys, exclude_keys=others)
+        absent = _absent_labels(path, dataset, keys, given=(energy_key, forces_key))
+        _fill_with_nan(dataset)
         found = _species(dataset)
         names = list(type_names or found)
         unknown = [name for name in found if name not in names]
@@ -125,9 +130,57 @@ def statistics_of_file(
             dataset, batch_size=batch_size or 16, collate_fn=_collate
         )
         manager = CommonDatasetStatistics(type_names=names, skip_missing=True, **options)
-        return manager.get_statistics(loader)
+        result = manager.get_statistics(loader)
     finally:
         torch.set_default_dtype(dtype)
+    for name in result.unavailable:
+        for field in absent.keys() & set(STATISTICS[name].fields):
+            result.unavailable[name] = absent[field]
+    return result
+
+
+def _absent_labels(path, dataset, keys, given) -> dict[str, str]:
+    """Labels that no frame of the file has, and what it has in their place."""
+    absent = {}
+    for key, field in keys.items():
+        if not any(field in frame for frame in dataset.data_list):
+            like = ", ".join(_keys_like(path, field)) or "none"
+            said = f"no frame of {path} has {key!r}; keys of that kind: {like}"
+            option = "--energy-key" if field == ENERGY else "--forces-key"
+            if key in given:
+                raise ValueError(f"{option}: {said}")
+            absent[field] = f"{said} (name one with {option})"
+    return absent
+
+
+def _keys_like(path: Path, field: str) -> list[str]:
+    """Keys of the file that may be energies, or forces, by their shape: the likelier ones first."""
+    from ase.io import iread
+
+    found: set[str] = set()
+    for atoms in iread(str(path), parallel=False):
+        results = {} if atoms.calc is None else atoms.calc.results
+        if field == ENERGY:
+            held = {**atoms.info, **results}
+            found |= {key for key, value in held.items() if isinstance(value, (int, float))}
+        else:
+            held = {**atoms.arrays, **results}
+            shape = (len(atoms), 3)
+            found |= {key for key, value in held.items() if getattr(value, "shape", ()) == shape}
+    found -= {"positions", "momenta"}
+    word = "energy" if field == ENERGY else "force"
+    return sorted(found, key=lambda key: (word not in key.lower(), key))
+
+
+def _fill_with_nan(dataset) -> None:
+    """So that frames which lack a label of others can be in one batch, and are counted."""
+    frames = dataset.data_list
+    for field in (ENERGY, FORCES):
+        shape = next((frame[field].shape for frame in frames if field in frame), None)
+        for frame in frames:
+            if shape is not None and field not in frame:
+                rows = (len(frame["pos"]), 3) if field == FORCES else shape
+                frame[field] = torch.full(rows, torch.nan)
 
 
 def _species(dataset) -> list[str]:
