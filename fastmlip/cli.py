@@ -168,7 +168,9 @@ def stats(
 
 @app.command()
 def tabulate(
-    model: Annotated[Path, typer.Argument(help="NequIP checkpoint (.ckpt) or package.")],
+    model: Annotated[
+        Path, typer.Argument(help="NequIP checkpoint (.ckpt) or package (.nequip.zip).")
+    ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Compiled model to write (.nequip.pt2).")
     ],
@@ -180,14 +182,22 @@ def tabulate(
 ) -> None:
     """Compile a trained NequIP model with tabulated radial networks, for MD.
 
+    MODEL is a program that runs when it is loaded: take only files of people you trust.
     It is nequip-compile with the modifier enable_FastMLIP_tabulated, and takes minutes. The table
     is refined until forces agree; the error that was reached is printed and kept in the file.
     """
     screen = Console(stderr=True)
-    if not model.is_file():
-        raise typer.BadParameter(f"there is no file {model}", param_hint="MODEL")
+    _must_exist(model, "MODEL")
+    if not model.name.endswith((".ckpt", ".nequip.zip")):
+        raise typer.BadParameter(
+            f"expected a checkpoint (.ckpt) or a package (.nequip.zip), got {model.name}",
+            param_hint="MODEL",
+        )
     if not str(output).endswith(".nequip.pt2"):
         raise typer.BadParameter(f"{output} must end in .nequip.pt2", param_hint="--output")
+    _must_be_writable(output, "--output")
+    if not tol > 0:
+        raise typer.BadParameter(f"expected a positive number, got {tol}", param_hint="--tol")
     try:
         from fastmlip.integrations.nequip.tabulate import compile_tabulated
 

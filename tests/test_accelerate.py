@@ -206,6 +206,15 @@ def test_only_refusals_are_an_error():
         fastmlip.accelerate(model)
 
 
+def test_summary_cuts_nothing_in_a_narrow_pipe(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = fastmlip.summary(build("tiny", "float64"))
+    lines = capsys.readouterr().out.splitlines()
+    cells = [line.split("│")[1:-1] for line in lines if line.startswith("│")]
+    paths = "".join(row[0].strip() for row in cells)
+    assert paths == "".join(row.path for row in rows)
+
+
 def test_summary_of_a_stock_model():
     rows = fastmlip.summary(build("tiny", "float64"))
     assert [row.status for row in rows if "TensorProduct" in row.module] == ["ready"] * 2

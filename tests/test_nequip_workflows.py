@@ -300,3 +300,12 @@ def test_tabulate_says_what_is_wrong(tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"")
     result = CliRunner().invoke(app, ["tabulate", str(tmp_path / "model.ckpt"), "-o", "out.pt2"])
     assert result.exit_code == 2 and ".nequip.pt2" in result.output
+    (tmp_path / "config.yaml").write_text("")
+    result = CliRunner().invoke(
+        app, ["tabulate", str(tmp_path / "config.yaml"), "-o", "x.nequip.pt2"]
+    )
+    assert result.exit_code == 2 and "expected a checkpoint" in result.output
+    result = CliRunner().invoke(
+        app, ["tabulate", str(tmp_path / "model.ckpt"), "-o", str(tmp_path / "no" / "x.nequip.pt2")]
+    )
+    assert result.exit_code == 2 and "cannot write" in result.output

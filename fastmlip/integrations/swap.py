@@ -85,7 +85,9 @@ def summary(model: torch.nn.Module) -> list[Row]:
     from rich.table import Table
 
     rows = report(model)
-    table = Table("module", "class", "status", "why", title=f"fastmlip in {type(model).__name__}")
+    table = Table(title=f"fastmlip in {type(model).__name__}")
+    for column in ("module", "class", "status", "why"):
+        table.add_column(column, overflow="fold")  # never cut: a path may be all there is to see
     for row in rows:
         table.add_row(*row)
     if not rows:
