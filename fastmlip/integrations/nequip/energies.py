@@ -1,8 +1,8 @@
 """Scales and shifts of a model's energies as a config gives them: lists, too.
 
 NequIP's and Allegro's models promise "as many values as the number of atom types", and NequIP 0.19
-takes numbers and complete dicts only. Where a config asks for ``enable_FastMLIP``, a list is a value
-for each of ``type_names``, and what does not fit is an error that names the types.
+takes numbers and complete dicts only. Where a config asks for ``enable_FastMLIP``, a list is a
+value for each of ``type_names``, and what does not fit is an error that names the types.
 """
 
 from __future__ import annotations

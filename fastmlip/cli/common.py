@@ -1,0 +1,37 @@
+"""The app, and what its commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(no_args_is_help=True, add_completion=False, context_settings=HELP)
+
+
+def must_exist(path: Path, name: str) -> None:
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder, expected a file", param_hint=name)
+    if not path.is_file():
+        raise typer.BadParameter(f"there is no file {path}", param_hint=name)
+
+
+def must_be_writable(path: Path, name: str) -> None:
+    """Before work begins whose result would be lost."""
+    folder = path.absolute().parent
+    if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise typer.BadParameter(f"cannot write {path}", param_hint=name)
+
+
+def say(screen: Console, text: str) -> None:
+    screen.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def failed(screen: Console, message: str, status: int = 1) -> typer.Exit:
+    """For ``raise``: 1 for work that failed, 2 for an argument or a file that is wrong."""
+    screen.print("error", style="bold red", end=": ")
+    say(screen, message)
+    return typer.Exit(status)
