@@ -6,6 +6,7 @@ imported yet, and every time, also for users who never ask for fastmlip. So it i
 
 * offers the modifier ``enable_FastMLIP`` for every model that has a module to swap, the ones from
   packages, which bring their own copies of NequIP's classes, included;
+* lets a config that asks for it give scales and shifts as lists, in the order of ``type_names``;
 * tells ``nequip-package`` that ``fastmlip`` is a library to import, not code to copy.
 
 Where any of this fails, as with a NequIP of another version, it warns once and steps aside: NequIP
@@ -69,12 +70,31 @@ def _offer_modifiers(modify_utils):
     modify_utils.get_all_modifiers = get_all_modifiers
 
 
+def _take_lists(modify_utils):
+    modify = modify_utils.modify
+
+    @wraps(modify)
+    def with_lists(model, modifiers):
+        if "enable_FastMLIP" in str(modifiers) and isinstance(model, dict):
+            from fastmlip.integrations.nequip.energies import by_type_name
+
+            model = by_type_name(model)
+        return modify(model, modifiers)
+
+    modify_utils.modify = with_lists
+
+
+def _extend_modify_utils(modify_utils):
+    _offer_modifiers(modify_utils)
+    _take_lists(modify_utils)
+
+
 def _declare_external(package_utils):
     package_utils.register_libraries_as_external_for_packaging(extern_modules=["fastmlip"])
 
 
 _AFTER_IMPORT = {
-    "nequip.model.modify_utils": (_offer_modifiers, _NO_MODIFIERS),
+    "nequip.model.modify_utils": (_extend_modify_utils, _NO_MODIFIERS),
     "nequip.scripts._package_utils": (_declare_external, _NO_PACKAGES),
 }
 

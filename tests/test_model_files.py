@@ -71,12 +71,14 @@ def test_strip_leaves_weights_and_other_modifiers(checkpoint, tmp_path):  # noqa
         assert "fastmlip.nn.ZBL" in refused.output
     settings = saved["hyper_parameters"]["model"]
     settings["modifiers"].insert(0, {"modifier": "modify_PerTypeScaleShift", "shifts": -2.0})
-    settings["model"].pop("pair_potential", None)
+    settings["model"].update(pair_potential=None, per_type_energy_shifts=[-3.0])
     torch.save(saved, tmp_path / "both.ckpt")
     result = invoke("strip", tmp_path / "both.ckpt", "-o", tmp_path / "one.ckpt")
     assert result.exit_code == 0, result.output
     one = torch.load(tmp_path / "one.ckpt", weights_only=True)
     assert one["hyper_parameters"]["model"]["modifiers"] == settings["modifiers"][:1]
+    shifts = one["hyper_parameters"]["model"]["model"]["per_type_energy_shifts"]
+    assert shifts == {"Cu": -3.0}  # as NequIP takes them
     again = invoke("strip", tmp_path / "one.ckpt", "-o", tmp_path / "two.ckpt")
     assert again.exit_code == 2 and "needs no stripping" in again.output
     assert invoke("strip", checkpoint, "-o", tmp_path / "one.ckpt").exit_code == 2

@@ -6,6 +6,7 @@ import pytest
 import torch
 from nequip.model import modify
 
+import fastmlip
 from fastmlip.integrations.nequip.energies import by_type_name
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
@@ -31,7 +32,7 @@ def build(host, modifier="enable_FastMLIP", **energies):
     }  # fmt: skip
     given = repr(settings)
     try:
-        return modify(model=settings, modifiers=[{"modifier": modifier}])
+        return modify(model=settings, modifiers=[{"modifier": modifier}] if modifier else [])
     finally:
         assert repr(settings) == given
 
@@ -70,6 +71,15 @@ def test_nested_configs_and_single_numbers():
     assert by_type_name(listed)["model"]["per_type_energy_shifts"] == {"C": 1.0, "H": 2.0, "O": 3.0}
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_with_numbers_that_are_not_finite_is_refused_and_left_as_it_was(value):
+    model = build("nequip", modifier=[], per_type_energy_shifts={"C": 1.0, "H": 2.0, "O": value})
+    kinds = [type(m) for m in model.modules()]
+    with pytest.raises(ValueError, match=f"shifts: expected a finite value, got {value} for O"):
+        fastmlip.accelerate(model)
+    assert [type(m) for m in model.modules()] == kinds
+
+
 def test_configs_without_fastmlip_are_left_alone():
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, ValueError)):  # NequIP's own
         build("nequip", modifier="no_such_modifier", per_type_energy_shifts=[1.0, 2.0, 3.0])

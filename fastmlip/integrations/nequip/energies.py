@@ -13,14 +13,6 @@ from typing import Any
 from fastmlip.nn.scale_shift import as_list
 
 KEYS = ("per_type_energy_scales", "per_type_energy_shifts")
-OURS = "enable_FastMLIP"  # what the names of our modifiers begin with
-
-
-def asks_for_fastmlip(modifiers: Any) -> bool:
-    """Whether a modifier of ours is among those of ``nequip.model.modify``."""
-    if isinstance(modifiers, Mapping):  # one list for each of several models
-        return any(asks_for_fastmlip(several) for several in modifiers.values())
-    return any(str(one.get("modifier", "")).startswith(OURS) for one in modifiers or ())
 
 
 def by_type_name(settings: Any) -> Any:

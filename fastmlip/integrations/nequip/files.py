@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fastmlip.integrations.nequip.energies import by_type_name
 from fastmlip.integrations.nequip.models import read_checkpoint, readable
 
 MODIFIERS = "enable_FastMLIP"  # what the names of our modifiers begin with
@@ -133,10 +134,11 @@ def _without(node: Any) -> Any:
         return node
     node = {key: _without(value) for key, value in node.items()}
     if isinstance(node.get("modifiers"), list) and "model" in node:
-        ours = [str(m.get("modifier", "")).startswith(MODIFIERS) for m in node["modifiers"]]
-        node["modifiers"] = [
-            m for m, is_ours in zip(node["modifiers"], ours, strict=True) if not is_ours
+        others = [
+            m for m in node["modifiers"] if not str(m.get("modifier", "")).startswith(MODIFIERS)
         ]
-        if not node["modifiers"]:
+        if len(others) < len(node["modifiers"]):
+            node["modifiers"], node["model"] = others, by_type_name(node["model"])
+        if not others:
             return node["model"]
     return node

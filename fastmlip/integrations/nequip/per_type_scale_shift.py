@@ -7,6 +7,7 @@ itself), with the same constructor: so all that NequIP finds by class keeps work
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -33,7 +34,18 @@ class FastPerTypeScaleShift(Derived):
 
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
-    """The same parameters, buffers and attributes in a module of the fast class."""
+    """The same parameters, buffers and attributes in a module of the fast class.
+
+    Raises:
+        ValueError: a scale or shift that is NaN or infinite, with the type's name.
+    """
+    host: Any = old
+    for name in ("scales", "shifts"):
+        values = getattr(host, name).flatten().tolist()
+        labels = host.type_names if len(values) > 1 else ["all types"]
+        for label, value in zip(labels, values, strict=False):  # nothing where there are none
+            if not math.isfinite(value):
+                raise ValueError(f"{name}: expected a finite value, got {value} for {label}")
     new = empty(FastPerTypeScaleShift, type(old))
     for name, value in old.__dict__.items():
         new.__dict__[name] = value.copy() if isinstance(value, dict) else value
