@@ -163,6 +163,20 @@ def test_a_build_takes_the_torch_that_is_installed_and_says_where_there_is_none(
         names["find_torch"]()
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_installs_the_torch_that_is_asked_for_over_another(tmp_path):
+    for stamp in (".torch", ".torch-9.1.0", ".built", ".test"):  # as if all were up to date
+        (tmp_path / stamp).touch()
+
+    def commands(torch):
+        return run("make", "-n", "-C", ROOT, "test", f"TORCH={torch}", f"VENV={tmp_path}")
+
+    assert "pip" not in commands("9.1.0")
+    other = commands("9.2.0")
+    assert '"torch==9.2.0"' in other and f"rm -f {tmp_path}/.torch-*" in other
+    assert f"-c {tmp_path}/.torch-9.2.0" in other  # nothing that is installed later changes it
+
+
 # ---------------------------------------------------------------- sdist and wheel
 
 
