@@ -11,7 +11,7 @@ PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist wo
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo test test-all test-torch sanitize lint format bench bench-all docs wheel clean
+.PHONY: demo test test-all test-torch fingerprints sanitize lint format bench bench-all docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -33,6 +33,10 @@ test-torch:
 	$(OTHER)/bin/pip install -q "torch==$(TORCH)" "$$(ls dist/fastmlip-*.whl)[suite]"
 	$(OTHER)/bin/pip install -q --no-deps --force-reinstall dist/fastmlip-*.whl
 	OMP_WAIT_POLICY=passive $(OTHER)/bin/pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(SLICE)
+
+# of the installed hosts' classes: for a new version of one, see CONTRIBUTING.md
+fingerprints: $(VENV)/.test
+	$(BIN)/python -m fastmlip.integrations.fingerprints
 
 # the operators over a C++ extension that checks every access, built beside the usual one;
 # other parts of torch and Triton are not under test

@@ -202,7 +202,10 @@ def test_only_refusals_are_an_error():
             return super().forward(data)
 
     model.model.__class__ = ForceStressOutput
-    with pytest.raises(ValueError, match=r"model: an unknown .*layer0.*shared between edges; .*l"):
+    with pytest.raises(
+        ValueError,
+        match=r"model: ForceStressOutput of an unknown .*layer0.*shared between edges; .*l",
+    ):
         fastmlip.accelerate(model)
 
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastmlip.checks import structures as moves
 from fastmlip.checks.model import Outputs, Side, Weights
-from fastmlip.checks.structures import POS, TYPES, Data, Frame, draw
+from fastmlip.integrations import structures as moves
+from fastmlip.integrations.structures import POS, TYPES, Data, Frame, draw
 from fastmlip.testing import relative_error
 
 Tensor = torch.Tensor

@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
-from fastmlip.checks import structures as moves
 from fastmlip.checks.context import Context
 from fastmlip.checks.model import Outputs, Side, Weights, deterministic, per_frame
-from fastmlip.checks.structures import POS, Data, Frame, draw
+from fastmlip.integrations import structures as moves
+from fastmlip.integrations.structures import POS, Data, Frame, draw
 from fastmlip.testing import relative_error
 
 Tensor = torch.Tensor

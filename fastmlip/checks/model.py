@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmlip import backend
-from fastmlip.checks.structures import POS, Data, volume
+from fastmlip.integrations.structures import POS, Data, volume
 
 Tensor = torch.Tensor
 ENERGY, ATOMIC, FORCES, STRESS = "total_energy", "atomic_energy", "forces", "stress"
@@ -61,12 +61,8 @@ class Side:
 
     def raw(self, data: Data) -> dict[str, Tensor]:
         """What the model itself returns."""
-        run: Any = self.model
-        if getattr(run, "is_compile_graph_model", False):  # the eager form of what it compiles
-            graph: Any = next(c for c in type(run).__mro__ if c.__name__ == "GraphModel")
-            run = graph.forward.__get__(run)
         with backend.use_backend("reference") if self.reference else contextlib.nullcontext():
-            return run(dict(data))
+            return self.host.run(dict(data))
 
     def __call__(self, data: Data) -> Outputs:
         """Energies, forces and stress of one frame."""

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 
 from fastmlip import backend
-from fastmlip.checks import structures as frames_of
 from fastmlip.checks import table
 from fastmlip.checks.context import Context
 from fastmlip.checks.model import Side, operators_run
 from fastmlip.checks.report import FAILED, PASSED, SKIPPED, Report, Result
-from fastmlip.checks.structures import EDGES, POS, Frame
 from fastmlip.checks.table import CHECKS, Check
 from fastmlip.integrations import hosts, swap
+from fastmlip.integrations import structures as frames_of
+from fastmlip.integrations.gpu import MAY_BE_SLOW, is_on_gpu
 from fastmlip.integrations.host import SWAPPED, HostModel
+from fastmlip.integrations.structures import EDGES, POS, Frame
 
 Progress = Callable[[str, int, int], None]
 
@@ -157,8 +158,10 @@ def _sides(host: Any, against: Any, device: torch.device) -> tuple[Side, Side | 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the report has a row for what was left as it was
             host = copy.copy(host)
-            host.model = swap.accelerate(copy.deepcopy(stock_host.model))
+            host.model = swap.accelerate(copy.deepcopy(stock_host.model), self_check=False)
         modules = swap.report(host.model)
+        if is_on_gpu(host.model):
+            host.notes.append(MAY_BE_SLOW)
     if against is not None:
         other = _host(against, None, device)
         if other.type_names != host.type_names or other.r_max != host.r_max:

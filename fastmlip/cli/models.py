@@ -47,8 +47,11 @@ def tabulate(
     if not tol > 0:
         raise typer.BadParameter(f"expected a positive number, got {tol}", param_hint="--tol")
     try:
+        from fastmlip.integrations.gpu import TABULATED
         from fastmlip.integrations.nequip.tabulate import compile_tabulated
 
+        if device.startswith("cuda"):
+            say(screen, f"warning: {TABULATED}")
         with screen.status("tabulating, then compiling with AOTInductor"):
             found = compile_tabulated(str(model), str(output), tol, target, device)
     except Exception as error:  # whatever NequIP and AOTInductor may raise

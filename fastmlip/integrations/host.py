@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastmlip.integrations.derived import Derived
+from fastmlip.integrations.forwards import Known, objection
+
 Module = torch.nn.Module
 Tensor = torch.Tensor
 READY, SWAPPED, KEPT = "ready", "swapped", "kept"
@@ -35,12 +38,21 @@ class Swap(NamedTuple):
 
     ``judge(module, model)`` says why a module cannot be swapped, nothing where it can, and is None
     where another module's row says what becomes of it. ``has_rivals``: a class whose name ends with
-    this one's is another accelerated kernel for it."""
+    this one's is another accelerated kernel for it. ``parts(module)`` are the module and those in
+    it, with their names, whose forward will not run any more."""
 
     fast: type
     judge: Callable[[Module, Module], str | None]
     make: Callable[[Module, Module], Module] | None = None
     has_rivals: bool = True
+    parts: Callable[[Module], Iterable[tuple[str, Module]]] = Module.named_modules
+
+
+def all_but(*names: str) -> Callable[[Module], Iterable[tuple[str, Module]]]:
+    """``parts`` of a fast module that calls its children of these names."""
+    return lambda module: (
+        (path, part) for path, part in module.named_modules() if path.split(".")[0] not in names
+    )
 
 
 def by_itself(unsupported: Callable[[Module], str]) -> Callable[[Module, Module], str | None]:
@@ -50,12 +62,13 @@ def by_itself(unsupported: Callable[[Module], str]) -> Callable[[Module, Module]
 
 @dataclass(frozen=True, eq=False)
 class Host:
-    """A host package. Modules are known by their structure and not by their class, because models
-    from packages bring copies of the classes.
+    """A host package. Modules are known by the name of their class and the source of its forward,
+    because models from packages bring copies of the classes.
 
     Attributes:
         name: for messages.
         swaps: the modules it knows, by the name of their class.
+        known: the forwards they may have.
         fast: classes that count as swapped, those of ``swaps`` aside: a config can name them.
         after_swap: called with every model that something was swapped in.
         has_tables: whether ``tabulate`` has something to do in an accelerated model.
@@ -67,6 +80,7 @@ class Host:
 
     name: str
     swaps: Mapping[str, Swap]
+    known: Known
     fast: tuple[type, ...] = ()
     after_swap: Callable[[Module], None] = lambda model: None
     has_tables: Callable[[Module], bool] = lambda model: False
@@ -86,17 +100,24 @@ class Host:
         if name != known:
             rival = Verdict(KEPT, f"{name} is another accelerated kernel already")
             return rival if self.swaps[known].has_rivals else None
-        reason = self.swaps[known].judge(module, model)
+        swap = self.swaps[known]
+        reason = swap.judge(module, model)
         if reason is None:
             return None
+        # a derived module has the hooks of the one that it is made of
+        keeps_hooks = issubclass(swap.fast, Derived)
+        reason = reason or objection(swap.parts(module), self.known, keeps_hooks)
         return Verdict(KEPT, reason) if reason else Verdict(READY, "")
 
     def replace(self, old: Module, model: Module) -> Module:
         """The new module for a ``ready`` one of ``model``, on its device and in its mode."""
-        swap = self.swaps[type(old).__name__]
+        swap, inside = self.swaps[type(old).__name__], set(old.modules())
         new = swap.make(old, model) if swap.make else swap.fast(old)
+        for module in new.modules():
+            if module not in inside:  # the others may be in another mode
+                module.training = old.training
         tensor = next(itertools.chain(old.parameters(), old.buffers()), None)
-        return new.to(device=None if tensor is None else tensor.device).train(old.training)
+        return new.to(device=None if tensor is None else tensor.device)
 
 
 @dataclass
@@ -128,6 +149,10 @@ class HostModel:
     @property
     def compiled(self) -> bool:
         return self.kind == "compiled"
+
+    def run(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model returns; of one that compiles itself, what it returns without."""
+        raise NotImplementedError
 
     def frame(self, atoms: Any, types: Sequence[int]) -> dict[str, Tensor]:
         """Data of an ``ase.Atoms`` whose atoms are of the model's types of these numbers."""

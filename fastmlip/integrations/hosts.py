@@ -21,15 +21,26 @@ def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[Host, Verdic
 
 
 def describe(model: torch.nn.Module) -> HostModel:
-    """A model in memory with what it takes to feed it.
+    """A model in memory, or a ``ModuleDict`` of a single one, with what it takes to feed it.
 
     Raises:
-        TypeError: no host knows it.
+        TypeError: no host knows it, or they are several.
     """
-    for host in HOSTS:
-        if found := host.describe(model):
-            return found
+    found = models_in(model) if isinstance(model, torch.nn.ModuleDict) else _described(model)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TypeError(f"model: expected one model, got the models {', '.join(model)}")  # type: ignore[arg-type]
     raise TypeError(f"model: expected {_takes()}; got {type(model).__name__}")
+
+
+def models_in(module: torch.nn.Module) -> list[HostModel]:
+    """The models in a module, itself perhaps, that a host can feed."""
+    return _described(module) or [m for child in module.children() for m in models_in(child)]
+
+
+def _described(module: torch.nn.Module) -> list[HostModel]:
+    return [found for host in HOSTS if (found := host.describe(module))][:1]
 
 
 def load(path: str | Path, dtype: str | None = None, device: str = "cpu") -> HostModel:

@@ -6,14 +6,16 @@ The modifier ``enable_FastMLIP`` of ``nequip.model.modify``, ``nequip-compile --
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 
+from fastmlip.integrations.gpu import MAY_BE_SLOW, TABULATED, is_on_gpu
 from fastmlip.integrations.hosts import judge
-from fastmlip.integrations.nequip import per_type_scale_shift
+from fastmlip.integrations.nequip import per_type_scale_shift, private
 from fastmlip.integrations.nequip.tabulate import default_tolerance, refuse_training
 from fastmlip.integrations.swap import accelerate
 from fastmlip.integrations.tabulate import tabulate_
@@ -31,9 +33,15 @@ def modifiers(model: torch.nn.Module) -> dict[str, Callable[..., Any]]:
     return found
 
 
+def _warn_of_gpu(model: torch.nn.Module, text: str) -> None:
+    """NequIP's commands modify a model before they move it."""
+    if torch.cuda.is_available() and not is_on_gpu(model):
+        warnings.warn(text, stacklevel=3)
+
+
 @cache
 def _modifiers() -> Any:
-    from nequip.nn.model_modifier_utils import model_modifier
+    model_modifier = private.model_modifier()
 
     class FastMLIP:
         @model_modifier(
@@ -47,6 +55,7 @@ def _modifiers() -> Any:
             """
             Enable fastmlip's fused operators, on CPUs and GPUs.
             """
+            _warn_of_gpu(model, MAY_BE_SLOW)
             return accelerate(model)
 
         @model_modifier(
@@ -62,6 +71,7 @@ def _modifiers() -> Any:
             ``tol`` is the largest error of a force component on the probe structures.
             """
             refuse_training()
+            _warn_of_gpu(model, TABULATED)
             tabulate_(accelerate(model), default_tolerance.get() if tol is None else tol)
             return model
 

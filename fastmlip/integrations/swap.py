@@ -7,8 +7,10 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from fastmlip.integrations.gpu import MAY_BE_SLOW, is_on_gpu
 from fastmlip.integrations.host import KEPT, READY, Verdict
 from fastmlip.integrations.hosts import HOSTS, judge
+from fastmlip.integrations.self_check import same_numbers, undone_on_error
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -22,15 +24,22 @@ class Row(NamedTuple):
     reason: str
 
 
-def accelerate(model: Model) -> Model:
+def accelerate(model: Model, *, self_check: bool | None = None) -> Model:
     """Swap fastmlip's modules into ``model``, in place, and return it.
 
     Parameters, buffers and state-dict keys stay as they are, so checkpoints of the model before
     and after are the same. Calling it again changes nothing.
 
+    Args:
+        model: a model, or modules that hold some.
+        self_check: whether energies and forces of four made-up atoms are compared before and after.
+            Default: on a CPU, where it takes a fraction of a second. :func:`fastmlip.check` is what
+            compares thoroughly.
+
     Raises:
         ValueError: nothing in the model can be swapped; the message says why.
         TypeError: not a ``torch.nn.Module``.
+        SelfCheckError: energies or forces differ. The model is left as it was.
     """
     rows = report(model)
     kept = [row for row in rows if row.status == KEPT]
@@ -46,6 +55,15 @@ def accelerate(model: Model) -> Model:
     if kept:
         reasons = "; ".join(f"{row.path}: {row.reason}" for row in kept)
         warnings.warn(f"accelerate left {len(kept)} modules as they were: {reasons}", stacklevel=2)
+    if any(row.status == READY for row in rows):
+        if is_on_gpu(model):
+            warnings.warn(MAY_BE_SLOW, stacklevel=2)
+        with undone_on_error(model), same_numbers(model, self_check):
+            _swap(model)
+    return model
+
+
+def _swap(model: torch.nn.Module) -> None:
     new: dict[torch.nn.Module, torch.nn.Module] = {}
     for module in model.modules():
         known = judge(module, model)
@@ -55,10 +73,8 @@ def accelerate(model: Model) -> Model:
         for name, child in parent._modules.items():
             if child in new:
                 parent._modules[name] = new[child]
-    if new:
-        for host in HOSTS:
-            host.after_swap(model)
-    return model
+    for host in HOSTS:
+        host.after_swap(model)
 
 
 def report(model: torch.nn.Module) -> list[Row]:

@@ -6,19 +6,19 @@ are. What NequIP calls of fastmlip is in :mod:`fastmlip.integrations.modifiers`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from fastmlip import nn
 from fastmlip.integrations import gate
-from fastmlip.integrations.host import Host, Swap, by_itself
+from fastmlip.integrations.host import Host, Swap, all_but, by_itself
 from fastmlip.integrations.nequip import (
     edge_embedding,
     force_stress,
+    forwards,
     interaction_block,
     models,
     per_type_scale_shift,
+    private,
     tabulate,
     tensor_product_scatter,
     zbl,
@@ -30,7 +30,10 @@ SWAPS = {
         by_itself(tensor_product_scatter.unsupported),
     ),
     "InteractionBlock": Swap(
-        interaction_block.FastInteractionBlock, interaction_block.judge, interaction_block.replace
+        interaction_block.FastInteractionBlock,
+        interaction_block.judge,
+        interaction_block.replace,
+        parts=all_but("tp_scatter", "ghost_exchange"),
     ),
     **{
         name: Swap(fast, edge_embedding.judge, edge_embedding.replace, has_rivals=False)
@@ -49,19 +52,11 @@ SWAPS = {
         force_stress.judge,
         force_stress.replace,
         has_rivals=False,
+        parts=all_but("func"),
     ),
     "Gate": Swap(gate.FastGate, by_itself(gate.unsupported), gate.replace),
     "ZBL": Swap(zbl.FastZBL, by_itself(zbl.unsupported)),
 }
-
-
-def _after_swap(model: torch.nn.Module) -> None:
-    """Drop what ``compile_mode: compile`` compiled with the old modules; it compiles again."""
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "_compiled_cache"):
-            module._compiled_cache[0].clear()
-            module.weight_names = module.buffer_names = None
 
 
 def _has_tables(model: torch.nn.Module) -> bool:
@@ -71,8 +66,9 @@ def _has_tables(model: torch.nn.Module) -> bool:
 HOST = Host(
     "NequIP",
     SWAPS,
+    forwards.KNOWN,
     fast=(nn.Gate, nn.PerTypeScaleShift, nn.ZBL),
-    after_swap=_after_swap,
+    after_swap=private.drop_compiled,
     has_tables=_has_tables,
     tabulate=tabulate.tabulate_,
     describe=models.describe,

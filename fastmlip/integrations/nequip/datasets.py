@@ -11,6 +11,7 @@ import torch
 from fastmlip.data import COMMON, STATISTICS, CommonDatasetStatistics, Statistics
 from fastmlip.data.seen import ENERGY, FORCES
 from fastmlip.integrations.nequip.config import compose, find
+from fastmlip.integrations.nequip.private import float64_default
 
 TASKS = {"train": "fit", "val": "validate", "test": "test", "predict": "predict"}
 
@@ -33,15 +34,11 @@ def statistics_of_config(
         ValueError: the config has no data module, no type names, or not this data set.
     """
     from hydra.utils import instantiate
-    from nequip.utils.global_state import set_global_state
     from omegaconf import OmegaConf
 
     if dataset not in TASKS:
         raise ValueError(f"dataset: expected one of {', '.join(TASKS)}, got {dataset!r}")
-    dtype = torch.get_default_dtype()
-    try:
-        set_global_state()
-        torch.set_default_dtype(torch.float64)  # NequIP sets it in its first call only
+    with float64_default():
         config = compose(path)
         if "_target_" not in config.get("data", {}):
             raise ValueError(f"{path} has no section `data` with a `_target_`")
@@ -56,8 +53,6 @@ def statistics_of_config(
         if not module.num_datasets[dataset]:
             raise ValueError(f"{path} has no {dataset} data set")
         return module.get_statistics(dataset=dataset)
-    finally:
-        torch.set_default_dtype(dtype)
 
 
 def _manager_config(manager, type_names, batch_size=None, ignore_nan=False, **options):
@@ -184,7 +179,7 @@ def _fill_with_nan(dataset) -> None:
 
 
 def _species(dataset) -> list[str]:
-    from nequip.data.misc import chemical_symbols
+    from ase.data import chemical_symbols
 
     numbers = {int(z) for frame in dataset.data_list for z in frame["atomic_numbers"].unique()}
     return [chemical_symbols[z] for z in sorted(numbers)]

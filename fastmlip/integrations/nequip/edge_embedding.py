@@ -16,6 +16,7 @@ import torch
 
 from fastmlip import ops
 from fastmlip.integrations.nequip import edges, interaction_block
+from fastmlip.integrations.nequip.forwards import objection
 from fastmlip.nn import SphericalHarmonics
 from fastmlip.spherical_harmonics import L_MAX, tables
 
@@ -149,7 +150,7 @@ def judge(module: torch.nn.Module, model: torch.nn.Module) -> str | None:
         return ""
     if type(module).__name__ != "BesselEdgeLengthEncoding":
         return None  # cheap by itself, or its harmonics are swapped
-    reason = "it does not follow an EdgeLengthNormalizer that fastmlip knows"
+    reason = "it does not follow an EdgeLengthNormalizer that fastmlip knows, without hooks"
     return _unsupported_bessel(module) or reason
 
 
@@ -175,6 +176,8 @@ def chains(model: torch.nn.Module) -> Iterator[Chain]:
                 continue
             norm = row[at - 1]
             if names[at - 1] != "EdgeLengthNormalizer" or not _fits(norm, bessel):
+                continue
+            if _hooked(norm):
                 continue
             harmonics = row[at - 2] if at > 1 and _is_before(row[at - 2], bessel) else None
             after = row[at + 1] if at + 1 < len(row) else None
@@ -206,7 +209,11 @@ def _unsupported_bessel(module: Any) -> str:
         return f"its cutoff is a {name}, not a PolynomialCutoff"
     if cutoff.p != int(cutoff.p):
         return f"the power of its cutoff is {cutoff.p}, not an integer"
-    return ""
+    return _hooked(module)
+
+
+def _hooked(module: torch.nn.Module) -> str:
+    return objection(module.named_modules())
 
 
 def _fits(norm: Any, bessel: Any) -> bool:
@@ -219,6 +226,7 @@ def _is_before(module: Any, bessel: Any) -> bool:
         type(module).__name__ == "SphericalHarmonicEdgeAttrs"
         and not _missing(module, "sh", "out_field", "_output_dtype")
         and not unsupported_harmonics(module.sh)
+        and not _hooked(module)
         and module._output_dtype == bessel._output_dtype
     )
 
@@ -227,6 +235,7 @@ def _is_after(module: Any, bessel: Any) -> bool:
     return (
         type(module).__name__ == "ApplyFactor"
         and module.in_field == module.out_field == bessel.edge_invariant_field
+        and not _hooked(module)
     )
 
 
@@ -252,7 +261,7 @@ def unsupported_harmonics(module: Any) -> str:
         return "it does not normalise its vectors"
     if list(module._ls_list) != list(range(module._lmax + 1)):
         return f"its degrees are {list(module._ls_list)}, not 0 to {module._lmax}"
-    return "" if module._lmax <= L_MAX else f"its degrees go beyond {L_MAX}"
+    return _hooked(module) if module._lmax <= L_MAX else f"its degrees go beyond {L_MAX}"
 
 
 def judge_harmonics(module: torch.nn.Module, model: torch.nn.Module) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fastmlip.integrations.host import HostModel
+from fastmlip.integrations.nequip import private
 from fastmlip.integrations.nequip.config import compose, find, placeholder_statistics
 
 Tensor = torch.Tensor
@@ -23,12 +24,15 @@ TAKES = "a model of NequIP's or Allegro's, a GraphModel, or a path to a config (
 class NequIPModel(HostModel):
     """Fed with NequIP's ``AtomicDataDict``."""
 
+    def run(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        return private.graph_model_forward(self.model)(data)
+
     def frame(self, atoms: Any, types: Any) -> dict[str, Tensor]:
         from ase import Atoms
         from nequip.data import from_ase
 
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        with float64_default():
+        with private.float64_default():
             data = from_ase(bare)
             data["atom_types"] = torch.as_tensor(types, dtype=torch.long)
             return self.neighbours(data)
@@ -39,7 +43,7 @@ class NequIPModel(HostModel):
         # edges are looked for among the atoms as they lie, which the CPU does
         device = data["pos"].device
         bare = {key: value.cpu() for key, value in data.items() if not key.startswith("edge_")}
-        with float64_default():
+        with private.float64_default():
             transform = NeighborListTransform(
                 r_max=self.r_max,
                 per_edge_type_cutoff=self.per_edge_type_cutoff,
@@ -54,34 +58,27 @@ class NequIPModel(HostModel):
 
 
 def describe(model: torch.nn.Module) -> HostModel | None:
-    """A ``GraphModel`` of NequIP's, or a ``ModuleDict`` of a single one; None for anything else.
-
-    Raises:
-        TypeError: several models.
-    """
-    model = _only(model)
-    if not hasattr(model, "is_graph_model"):
-        return None
-    return _described(model, type(model).__name__, "memory")
+    """A ``GraphModel`` of NequIP's; None for anything else."""
+    is_ours = hasattr(model, "is_graph_model")
+    return _described(model, type(model).__name__, "memory") if is_ours else None
 
 
 def _only(model: torch.nn.Module) -> torch.nn.Module:
+    """Of the models that a file may hold."""
     if not isinstance(model, torch.nn.ModuleDict):
         return model
     if len(model) != 1:
-        raise TypeError(f"model: expected one model, got the models {', '.join(model)}")
+        raise TypeError(f"expected one model, got the models {', '.join(model)}")
     return next(iter(model.values()))
 
 
 def _described(model: Any, origin: str, kind: str) -> HostModel:
-    from nequip.nn.embedding.utils import cutoff_str_to_fulldict
-
     metadata = model.metadata
     names = metadata["type_names"].split(" ")
     cutoffs = metadata.get("per_edge_type_cutoff")
     return NequIPModel(
         model, origin, kind, DTYPES[metadata["model_dtype"]], names, float(metadata["r_max"]),
-        cutoff_str_to_fulldict(cutoffs, names) if isinstance(cutoffs, str) else cutoffs,
+        private.cutoffs_by_type(cutoffs, names) if isinstance(cutoffs, str) else cutoffs,
         _table_tolerance(metadata),
     )  # fmt: skip
 
@@ -98,7 +95,7 @@ def load(path: Path, dtype: str | None, device: str) -> HostModel | None:
     """
     for suffixes, (kind, reader) in _READERS.items():
         if path.name.endswith(suffixes):
-            with float64_default(), warnings.catch_warnings():
+            with private.float64_default(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if kind == "config":
                     return reader(path, dtype, device)
@@ -125,29 +122,6 @@ def readable(path: Path, kind: str) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def float64_default() -> Iterator[None]:
-    """NequIP's global state, and the default dtype it needs, inside the block only."""
-    from nequip.utils.global_state import get_latest_global_state, set_global_state
-
-    before = torch.get_default_dtype()
-    try:
-        set_global_state(**get_latest_global_state())
-        torch.set_default_dtype(torch.float64)  # NequIP sets it in its first call only
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def _stock_and_eager() -> Iterator[None]:
-    from nequip.model.modify_utils import only_apply_persistent_modifiers
-    from nequip.model.utils import override_model_compile_mode
-
-    with only_apply_persistent_modifiers(True), override_model_compile_mode("eager"):
-        yield
-
-
 def _from_config(path: Path, dtype: str | None, device: str) -> HostModel:
     from omegaconf import OmegaConf
 
@@ -167,7 +141,7 @@ def _build(settings: Any, origin: str, kind: str, dtype: str | None) -> HostMode
 
     dropped = _modifiers(settings)
     settings = _with_dtype(settings, dtype, origin)
-    with _stock_and_eager():
+    with private.stock_and_eager():
         model = get_method(settings.pop("_target_"))(**settings)
     host = _described(_only(model), origin, kind)
     host.notes += _about_modifiers(dropped)
@@ -208,7 +182,7 @@ def _from_checkpoint(path: Path, dtype: str | None, device: str) -> HostModel:
     saved = read_checkpoint(path)["hyper_parameters"]
     settings = saved["model"]
     target = saved["info_dict"]["training_module"]["_target_"]
-    with _stock_and_eager():
+    with private.stock_and_eager():
         training: Any = get_class(target)
         module = training.load_from_checkpoint(
             path,
@@ -243,11 +217,9 @@ def _from_package(path: Path, dtype: str | None, device: str) -> HostModel:
 
 
 def _from_compiled(path: Path, dtype: str | None, device: str) -> HostModel:
-    from nequip.model.inference_models import load_compiled_model
-
     if dtype is not None:
         raise ValueError(f"dtype: {path} brings its own dtype")
-    model, metadata = load_compiled_model(str(path), device)
+    model, metadata = private.load_compiled(str(path), device)
     host = NequIPModel(
         model, str(path), "compiled", DTYPES[metadata["model_dtype"]], metadata["type_names"],
         metadata["r_max"], metadata["per_edge_type_cutoff"], _table_tolerance(metadata),

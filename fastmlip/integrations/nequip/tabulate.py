@@ -13,6 +13,7 @@ import torch
 from fastmlip.integrations.host import TOLERANCE
 from fastmlip.integrations.nequip.edge_embedding import FastBesselEdgeLengthEncoding
 from fastmlip.integrations.nequip.interaction_block import FastInteractionBlock
+from fastmlip.integrations.nequip.private import nequip_compile, workflow_state
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops._edge_embedding_reference import radial as bessel_embedding
 
@@ -25,9 +26,7 @@ default_tolerance: ContextVar[float] = ContextVar("default_tolerance", default=T
 
 def refuse_training() -> None:
     """For the modifier: ``nequip-train`` must not tabulate what it is to train."""
-    from nequip.scripts._workflow_utils import get_workflow_state
-
-    if get_workflow_state() == "train":
+    if workflow_state() == "train":
         raise ValueError(
             "enable_FastMLIP_tabulated: tabulated models cannot be trained; name enable_FastMLIP "
             "in the config, and this modifier when the trained model is compiled"
@@ -156,8 +155,6 @@ def compile_tabulated(
 ) -> dict[str, str]:
     """``nequip-compile`` a checkpoint or package with the modifier of this page; what the compiled
     model says of its table."""
-    from nequip.scripts.compile import main as nequip_compile
-
     options = {"--mode": "aotinductor", "--device": device, "--target": target}
     options["--modifiers"] = "enable_FastMLIP_tabulated"
     token = default_tolerance.set(tol)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastmlip.integrations.nequip.forwards import objection
 from fastmlip.nn import TensorProductConv
 from fastmlip.problem import TensorProductProblem, clebsch_gordan
 
@@ -55,7 +56,7 @@ def unsupported(module: torch.nn.Module) -> str:
         TensorProductProblem.from_e3nn(tp)
     except (AttributeError, ValueError) as error:
         return str(error)
-    return _other_clebsch_gordan(tp)
+    return _other_clebsch_gordan(tp) or objection(module.named_modules())
 
 
 def _other_clebsch_gordan(tp: torch.nn.Module) -> str:

@@ -90,14 +90,10 @@ def generated(host: Any, seed: int) -> list[Frame]:
     """A disordered crystal, a molecule-like cluster without a cell, two atoms in a cell so small
     that they see their own images, and one atom by itself."""
     from ase import Atoms
-    from ase.build import bulk
 
     random = np.random.default_rng(seed)
     distance = _bond_length(host)
-    crystal = bulk("X", "fcc", a=2**0.5 * distance, cubic=True) * (2, 1, 1)
-    crystal.positions += 0.07 * distance * random.normal(size=(len(crystal), 3))
-    shear = np.eye(3) + 0.04 * random.normal(size=(3, 3))
-    crystal.set_cell(crystal.cell.array @ shear, scale_atoms=True)
+    crystal = _crystal(random, distance, 2)
     cluster = Atoms("X6", _apart(random, 6, 0.85 * distance))
     edge = min(1.25 * distance, 0.8 * host.r_max)
     tiny = Atoms(
@@ -116,6 +112,23 @@ def generated(host: Any, seed: int) -> list[Frame]:
             "lone atom": lone,
         }.items()
     ]
+
+
+def small(host: Any) -> Data:
+    """Four atoms in a disordered crystal."""
+    random = np.random.default_rng(0)
+    atoms = _crystal(random, _bond_length(host), 1)
+    return host.frame(atoms, _types(host, len(atoms), random))
+
+
+def _crystal(random: Any, distance: float, cells: int) -> Any:
+    from ase.build import bulk
+
+    crystal = bulk("X", "fcc", a=2**0.5 * distance, cubic=True) * (cells, 1, 1)
+    crystal.positions += 0.07 * distance * random.normal(size=(len(crystal), 3))
+    shear = np.eye(3) + 0.04 * random.normal(size=(3, 3))
+    crystal.set_cell(crystal.cell.array @ shear, scale_atoms=True)
+    return crystal
 
 
 def lone_atoms(host: Any) -> Data:
