@@ -24,6 +24,7 @@ import warnings
 from functools import wraps
 
 _NO_MODIFIERS = "its modifiers, such as enable_FastMLIP, are not offered"
+_NO_LISTS = "a config's scales and shifts cannot be lists"
 _NO_PACKAGES = "nequip-package cannot package models that use it"
 _warned = set()
 
@@ -74,19 +75,22 @@ def _take_lists(modify_utils):
     modify = modify_utils.modify
 
     @wraps(modify)
-    def with_lists(model, modifiers):
-        if "enable_FastMLIP" in str(modifiers) and isinstance(model, dict):
+    def with_lists(*args, **kwargs):
+        if "enable_FastMLIP" not in str((args, kwargs)):
+            return modify(*args, **kwargs)
+        try:
             from fastmlip.integrations.nequip.energies import by_type_name
-
-            model = by_type_name(model)
-        return modify(model, modifiers)
+        except Exception as error:
+            _step_aside(_NO_LISTS, error)
+            return modify(*args, **kwargs)
+        # its errors are about the user's config
+        if args and isinstance(args[0], dict):
+            args = (by_type_name(args[0]), *args[1:])
+        elif isinstance(kwargs.get("model"), dict):
+            kwargs["model"] = by_type_name(kwargs["model"])
+        return modify(*args, **kwargs)
 
     modify_utils.modify = with_lists
-
-
-def _extend_modify_utils(modify_utils):
-    _offer_modifiers(modify_utils)
-    _take_lists(modify_utils)
 
 
 def _declare_external(package_utils):
@@ -94,17 +98,17 @@ def _declare_external(package_utils):
 
 
 _AFTER_IMPORT = {
-    "nequip.model.modify_utils": (_extend_modify_utils, _NO_MODIFIERS),
-    "nequip.scripts._package_utils": (_declare_external, _NO_PACKAGES),
+    "nequip.model.modify_utils": ((_offer_modifiers, _NO_MODIFIERS), (_take_lists, _NO_LISTS)),
+    "nequip.scripts._package_utils": ((_declare_external, _NO_PACKAGES),),
 }
 
 
 def _call_back(module):
-    callback, what = _AFTER_IMPORT[module.__name__]
-    try:
-        callback(module)
-    except Exception as error:
-        _step_aside(what, error)
+    for callback, what in _AFTER_IMPORT[module.__name__]:
+        try:
+            callback(module)
+        except Exception as error:
+            _step_aside(what, error)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -128,7 +132,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
             spec.loader.exec_module = exec_module
         except Exception as error:  # a loader of another kind
-            _step_aside(_AFTER_IMPORT[fullname][1], error)
+            for _, what in _AFTER_IMPORT[fullname]:
+                _step_aside(what, error)
         return spec
 
 

@@ -14,6 +14,8 @@ NEQUIP = {
     "nequip/model/modify_utils.py": (
         "def get_all_modifiers(module, _all_modifiers=None):\n"
         "    return {'theirs': module}\n"
+        "def modify(model, modifiers):\n"
+        "    return model\n"
     ),
     "nequip/scripts/__init__.py": "",
     "nequip/scripts/_package_utils.py": (
@@ -26,6 +28,10 @@ FASTMLIP = {
     "fastmlip/__init__.py": "",
     "fastmlip/integrations/__init__.py": "",
     "fastmlip/integrations/modifiers.py": "def modifiers(module):\n    return {'ours': module}\n",
+    "fastmlip/integrations/nequip/__init__.py": "",
+    "fastmlip/integrations/nequip/energies.py": (
+        "def by_type_name(model):\n    return {**model, 'lists': 1}\n"
+    ),
 }
 USE = """
 import nequip.model.modify_utils as m, nequip.scripts._package_utils as p
@@ -33,9 +39,15 @@ for _ in range(3):
     found = getattr(m, "get_all_modifiers", lambda module: {})(7)
 print(found, getattr(p, "known", None))
 """
+LISTS = """
+import nequip.model.modify_utils as m
+asked = [{"modifier": "enable_FastMLIP"}]
+print(m.modify({}, asked), m.modify(model={}, modifiers=asked), m.modify({}, []), end=" ")
+print(m.modify(1, asked))
+"""
 
 
-def run(folder, changes, *options):
+def run(folder, changes, *options, use=USE):
     """Output and errors of a process with these stubs in the place of both packages."""
     for path, text in {**NEQUIP, **FASTMLIP, **changes}.items():
         if text is not None:
@@ -44,7 +56,7 @@ def run(folder, changes, *options):
     (folder / "fastmlip_nequip_plugin.py").write_text(
         (ROOT / "fastmlip_nequip_plugin.py").read_text()
     )
-    command = [sys.executable, "-S", *options, "-c", USE]
+    command = [sys.executable, "-S", *options, "-c", use]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip(), result.stderr
@@ -60,7 +72,7 @@ MODIFY, PACKAGE = "nequip/model/modify_utils.py", "nequip/scripts/_package_utils
 MODIFIERS = "its modifiers, such as enable_FastMLIP, are not offered"
 PACKAGES = "nequip-package cannot package models that use it"
 OTHERS = {
-    "no get_all_modifiers": ({MODIFY: "other = 1\n"}, "{} ['fastmlip']", MODIFIERS),
+    "no get_all_modifiers": ({MODIFY: "def modify(): pass\n"}, "{} ['fastmlip']", MODIFIERS),
     "no way to declare libraries": (
         {PACKAGE: "known = 0\n"}, "{'theirs': 7, 'ours': 7} 0", PACKAGES,
     ),
@@ -69,7 +81,7 @@ OTHERS = {
         "{'theirs': 7, 'ours': 7} 0", PACKAGES,
     ),
     "modifiers in a tuple": (
-        {MODIFY: "def get_all_modifiers(module):\n    return (module,)\n"},
+        {MODIFY: "def get_all_modifiers(module):\n    return (module,)\nmodify = print\n"},
         "(7,) ['fastmlip']", MODIFIERS,
     ),
     "fastmlip cannot be imported": (
@@ -99,7 +111,23 @@ def test_a_collection_that_calls_itself(tmp_path):
         "def get_all_modifiers(model, inner=False):\n"
         "    return {'theirs': model} if inner else {**get_all_modifiers(model, inner=True)}\n"
     )
-    assert run(tmp_path, {MODIFY: text}) == ("{'theirs': 7, 'ours': 7} ['fastmlip']", "")
+    assert run(tmp_path, {MODIFY: text + "def modify(): pass\n"}) == (
+        "{'theirs': 7, 'ours': 7} ['fastmlip']",
+        "",
+    )
+
+
+def test_lists_in_configs(tmp_path):
+    with_lists, without = "{'lists': 1}", "{}"
+    out, errors = run(tmp_path / "known", {}, use=LISTS)
+    assert out == f"{with_lists} {with_lists} {without} 1" and errors == ""
+    what = "a config's scales and shifts cannot be lists"
+    gone = {"fastmlip/integrations/nequip/energies.py": "raise OSError\n"}
+    out, errors = run(tmp_path / "gone", gone, use=LISTS)
+    assert out == f"{without} {without} {without} 1" and errors.count(what) == 1
+    other = {MODIFY: "def modify(model, modifiers, more=1):\n    return model\n"}
+    out, errors = run(tmp_path / "other", other, use=LISTS)
+    assert out == f"{with_lists} {with_lists} {without} 1" and errors.count(MODIFIERS) == 1
 
 
 def test_errors_of_nequip_itself_are_its_own(tmp_path):
