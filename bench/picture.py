@@ -20,8 +20,8 @@ FORMS = {"fastmlip exact": ("exact", "#4c72b0"), "fastmlip tabulated": ("tabulat
 
 
 def ratios(report: Report) -> dict[str, dict[str, float]]:
-    """``{"NequIP S\\n108 atoms": {"fastmlip exact": 9.1, ...}}``: medians of the faster stock form
-    over those of ours.
+    """By model and system, ``{"fastmlip exact": 9.1, ...}``: medians of the faster stock form over
+    those of ours.
 
     Raises:
         ValueError: the report has no row of whole models.
@@ -35,7 +35,8 @@ def ratios(report: Report) -> dict[str, dict[str, float]]:
         stock = [time for who, time in times.items() if who not in FORMS]
         if stock and all(form in times for form in FORMS):
             system = what.split("-atom ")[-1]
-            found[f"{case}\n{size:,} atoms\n{system}"] = {f: min(stock) / times[f] for f in FORMS}
+            label = f"NequIP {case}\n{size:,} atoms\n{system}"
+            found[label] = {form: min(stock) / times[form] for form in FORMS}
     if not found:
         raise ValueError("the report has no row of bench_inference with stock, exact and tabulated")
     return found

@@ -343,6 +343,7 @@ def collected(*options):
          "--benchmark-only", f"--rootdir={run.SUITE}", f"--config-file={os.devnull}",
          *("-o", "python_files=bench_*.py"), *("-o", "python_functions=bench_*"), *options],
         capture_output=True, text=True, timeout=600,
+        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     steps = re.findall(r"<Function (bench_\w+)(?:\[(.*)\])?>", done.stdout)
