@@ -26,7 +26,9 @@ if X86:
     ISAS["avx512"] = (64, ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"])
     ISAS["avx512"][1].append("-mprefer-vector-width=512")
 # have no vectors: compiled once
-PLAIN = {"edge_order", "edge_pair", "edge_vectors", "old_glibc"}
+PLAIN = {
+    "edge_order", "edge_pair", "edge_vectors", "memory", "old_glibc", "radial_plan", "shared_rows",
+}  # fmt: skip
 KERNELS = sorted({path.stem for path in ROOT.glob("csrc/*.cpp")} - PLAIN)
 TORCH = sorted(path.stem for path in ROOT.glob("csrc/torch/*.cpp"))
 OLDEST_TORCH = (2, 11)  # that this binary serves
@@ -37,6 +39,9 @@ FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wall"]
 FLAGS += ["-Wno-unknown-pragmas", "-fno-math-errno", "-Wno-psabi"]
+# the largest l of irreps, which Python and C++ share
+L_MAX = re.search(r"^L_MAX = (\d+)", (ROOT / "fastmlip/problem.py").read_text(), re.M)[1]
+FLAGS += [f"-DFASTMLIP_L_MAX={L_MAX}"]
 # `make sanitize`: an extension that stops at the first access out of bounds or undefined behaviour
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1 -DFASTMLIP_NO_UNROLL"
 

@@ -3,6 +3,7 @@
 #include "edge_order.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <numeric>
 #include <vector>
@@ -88,7 +89,57 @@ void sort_by(const Index* key, const Index* other, const Place& place, int64_t n
   ptr[0] = 0;
 }
 
+// Edges by their nodes at one end.
+struct Side {
+  const int64_t *ptr, *edge, *other;
+  std::vector<uint8_t> seen;  // [edge]
+
+  Side(const int64_t* ptr, const int64_t* edge, const int64_t* other, int64_t num_edges)
+      : ptr(ptr), edge(edge), other(other), seen(num_edges) {}
+
+  const char* find_fault(int64_t first_node, int64_t last_node, int64_t num_nodes, int64_t begin,
+                         int64_t end) {
+    const int64_t num_edges = int64_t(seen.size());
+    uint64_t bits = beyond(ptr[num_nodes], num_edges + 1);
+    for (int64_t i = first_node; i < last_node; ++i)
+      bits |= beyond(ptr[i], num_edges + 1) | (uint64_t(ptr[i + 1]) - uint64_t(ptr[i]));
+    if (bits >> 63 || ptr[0] != 0 || ptr[num_nodes] != num_edges) return "positions of a node";
+    if (first_bad(other, begin, end, num_nodes) >= 0) return "a node at the other end of an edge";
+    if (first_bad(edge, begin, end, num_edges) >= 0) return "an edge out of range";
+    // other threads may have the same edge, if it is there twice
+    for (int64_t k = begin; k < end; ++k) __atomic_store_n(&seen[edge[k]], 1, __ATOMIC_RELAXED);
+    return nullptr;
+  }
+
+  bool all_seen() const {
+    uint8_t all = 1;
+    for (uint8_t one : seen) all &= one;
+    return all;
+  }
+};
+
 }  // namespace
+
+const char* EdgeOrder::find_fault(Sides sides, ParallelFor parallel_for, int64_t threads) const {
+  std::vector<Side> found;
+  if (sides & kReceivers) found.emplace_back(dst_ptr, dst_edge, dst_src, num_edges);
+  if (sides & kSenders) found.emplace_back(src_ptr, src_edge, src_dst, num_edges);
+  std::atomic<const char*> fault{nullptr};
+  run(parallel_for, threads, [&](int64_t part) {
+    const auto share = [&](int64_t count, int64_t i) { return count * i / threads; };
+    const int64_t first = share(num_nodes, part), last = share(num_nodes, part + 1);
+    bool placed = first_bad(node, first, last, num_nodes) < 0;
+    for (int64_t i = first; placed && i < last; ++i) placed = place[node[i]] == i;
+    if (!placed) fault = "the place of a node";
+    for (Side& side : found)
+      if (const char* what = side.find_fault(first, last, num_nodes, share(num_edges, part),
+                                             share(num_edges, part + 1)))
+        fault = what;
+  });
+  for (const Side& side : found)
+    if (!fault && !side.all_seen()) fault = "an edge is missing";
+  return fault;
+}
 
 template <class Index>
 const char* edge_order(const Index* dst, const Index* src, const double* positions,

@@ -23,9 +23,18 @@ struct EdgeOrder {
         node(src_dst + num_edges),
         place(node + num_nodes) {}
 
+  static constexpr int64_t kMost = int64_t(1) << 40;  // nodes or edges: more fit into no memory
+
   static int64_t size(int64_t num_nodes, int64_t num_edges) {
     return 4 * num_nodes + 4 * num_edges + 2;
   }
+
+  // The parts that an operator reads: of nodes, and of edges by receiver, by sender.
+  enum Sides { kReceivers = 1, kSenders = 2, kBoth = 3 };
+
+  // What of these parts edge_order() would not make so, or nullptr: positions, edges and nodes are
+  // in range, and every edge and node is there once.
+  const char* find_fault(Sides, ParallelFor, int64_t threads) const;
 };
 
 // Fills the table, with nodes in the order of their positions [num_nodes, 3] along a curve, or in

@@ -81,36 +81,29 @@ void gemm_block(const T* a, int rows, int64_t depth, const T* b, int64_t b_strid
   gemm_rows<T, kTileRows, kAdd, false>(a, depth, rows, depth, b, b_stride, columns, c);
 }
 
-// make()(row, count) for blocks of kBlockRows rows, dealt out to threads; a thread makes one. One
-// of them runs aside() first, meanwhile the others begin.
-template <class F, class Aside>
-void for_blocks(int64_t rows, ParallelFor parallel_for, int64_t threads, const F& make,
-                const Aside& aside) {
+// make()(row, count) for blocks of kBlockRows rows, dealt out to threads; a thread makes one.
+template <class F>
+void for_blocks(int64_t rows, ParallelFor parallel_for, int64_t threads, const F& make) {
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
   const int64_t parts = std::max<int64_t>(1, std::min(threads, blocks));
   Shares shares(blocks, parts);
   run(parallel_for, parts, [&](int64_t part) {
-    if (part == 0) aside();
     auto f = make();
     for (int64_t b; (b = shares.take(part)) >= 0;)
       f(b * kBlockRows, int(std::min<int64_t>(kBlockRows, rows - b * kBlockRows)));
   });
 }
 
-template <class F>
-void for_blocks(int64_t rows, ParallelFor parallel_for, int64_t threads, const F& make) {
-  for_blocks(rows, parallel_for, threads, make, [] {});
-}
-
+// One of several parts of the transposed matrix.
 template <class T>
-Buffer<T> transpose(const T* weight, int64_t rows, int64_t columns) {
-  Buffer<T> result = allocate<T>(rows * columns);
+void transpose(const T* weight, int64_t rows, int64_t columns, int64_t part, int64_t parts,
+               T* result) {
   constexpr int64_t tile = 16;
-  for (int64_t c = 0; c < columns; c += tile)
+  const int64_t tiles = (columns + tile - 1) / tile;
+  for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t)
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = c; i < std::min(c + tile, columns); ++i)
+      for (int64_t i = t * tile; i < std::min((t + 1) * tile, columns); ++i)
         result[i * rows + r] = weight[r * columns + i];
-  return result;
 }
 
 }  // namespace

@@ -5,47 +5,27 @@
 #include "pair_linear.h"
 
 #include "gemm.h"
+#include "shared_rows.h"
 
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
 
-// The rows of x that are used, and for each of them its edges.
-struct Shared {
-  std::vector<int64_t> row, first, edge;  // edges of row[i]: edge[first[i]] .. edge[first[i + 1]]
-
-  Shared(const int64_t* pair, int64_t num_edges) : edge(num_edges) {
-    std::vector<int64_t> place(num_edges);
-    for (int64_t e = 0; e < num_edges; ++e) ++place[pair[e]];
-    first.push_back(0);
-    for (int64_t e = 0; e < num_edges; ++e) {
-      if (place[e] == 0) continue;
-      row.push_back(e);
-      first.push_back(first.back() + place[e]);
-      place[e] = first.end()[-2];
-    }
-    for (int64_t e = 0; e < num_edges; ++e) edge[place[pair[e]]++] = e;
-  }
-
-  int64_t size() const { return int64_t(row.size()); }
-};
-
 // to[r] = row i of x, i = begin + r
 template <class T>
-void gather(const T* x, int64_t inputs, const Shared& shared, int64_t begin, int count, T* to) {
+void gather(const T* x, int64_t inputs, const SharedRows& shared, int64_t begin, int count, T* to) {
   for (int r = 0; r < count; ++r)
-    std::copy_n(x + shared.row[begin + r] * inputs, inputs, to + r * inputs);
+    std::copy_n(x + shared.head(begin + r) * inputs, inputs, to + r * inputs);
 }
 
 // to[r] = `columns` columns of grad, summed over the edges of row i = begin + r
 template <class T>
-void sum_edges(const T* grad, int64_t stride, const Shared& shared, int64_t begin, int count,
+void sum_edges(const T* grad, int64_t stride, const SharedRows& shared, int64_t begin, int count,
                int64_t columns, T* to) {
   for (int r = 0; r < count; ++r, to += columns) {
-    const int64_t* edge = shared.edge.data() + shared.first[begin + r];
-    const int64_t* end = shared.edge.data() + shared.first[begin + r + 1];
-    std::copy_n(grad + *edge * stride, columns, to);
-    while (++edge < end) {
-      const T* from = grad + *edge * stride;
+    int64_t i = shared.begin(begin + r);
+    std::copy_n(grad + shared.edge(i) * stride, columns, to);
+    while (++i < shared.begin(begin + r + 1)) {
+      const T* from = grad + shared.edge(i) * stride;
       for (int64_t k = 0; k < columns; ++k) to[k] += from[k];
     }
   }
@@ -55,16 +35,16 @@ template <class T>
 void forward(const PairLinearTensors& t, ParallelFor parallel_for, int64_t threads) {
   const auto *x = static_cast<const T*>(t.first), *weight = static_cast<const T*>(t.second);
   auto* out = static_cast<T*>(t.result);
-  const Shared shared(t.edge_pair, t.edges);
+  const SharedRows shared(t.edge_pair, t.edges, true, parallel_for, threads);
   for_blocks(shared.size(), parallel_for, threads, [&] {
     return [&, a = zeros<T>(kBlockRows * t.inputs)](int64_t begin, int count) {
       T* c[kBlockRows] = {};
       gather(x, t.inputs, shared, begin, count, a.get());
-      for (int r = 0; r < count; ++r) c[r] = out + shared.edge[shared.first[begin + r]] * t.outputs;
+      for (int r = 0; r < count; ++r) c[r] = out + shared.edge(shared.begin(begin + r)) * t.outputs;
       gemm_block<T, false>(a.get(), count, t.inputs, weight, t.outputs, t.outputs, c);
       for (int r = 0; r < count; ++r)
-        for (int64_t i = shared.first[begin + r] + 1; i < shared.first[begin + r + 1]; ++i)
-          std::copy_n(c[r], t.outputs, out + shared.edge[i] * t.outputs);
+        for (int64_t i = shared.begin(begin + r) + 1; i < shared.begin(begin + r + 1); ++i)
+          std::copy_n(c[r], t.outputs, out + shared.edge(i) * t.outputs);
     };
   });
 }
@@ -73,14 +53,18 @@ template <class T>
 void dx(const PairLinearTensors& t, ParallelFor parallel_for, int64_t threads) {
   const auto *weight = static_cast<const T*>(t.first), *grad = static_cast<const T*>(t.second);
   auto* result = static_cast<T*>(t.result);
-  const Shared shared(t.edge_pair, t.edges);
-  const Buffer<T> transposed = transpose(weight, t.inputs, t.outputs);
-  std::fill_n(result, t.edges * t.inputs, T(0));
+  const SharedRows shared(t.edge_pair, t.edges, true, parallel_for, threads);
+  const Buffer<T> transposed = allocate<T>(t.inputs * t.outputs);
+  run(parallel_for, threads, [&](int64_t part) {
+    transpose(weight, t.inputs, t.outputs, part, threads, transposed.get());
+    const int64_t size = t.edges * t.inputs, begin = size * part / threads;
+    std::fill_n(result + begin, size * (part + 1) / threads - begin, T(0));
+  });
   for_blocks(shared.size(), parallel_for, threads, [&] {
     return [&, a = zeros<T>(kBlockRows * t.outputs)](int64_t begin, int count) {
       T* c[kBlockRows] = {};
       sum_edges(grad, t.outputs, shared, begin, count, t.outputs, a.get());
-      for (int r = 0; r < count; ++r) c[r] = result + shared.row[begin + r] * t.inputs;
+      for (int r = 0; r < count; ++r) c[r] = result + shared.head(begin + r) * t.inputs;
       gemm_block<T, false>(a.get(), count, t.outputs, transposed.get(), t.inputs, t.inputs, c);
     };
   });
@@ -93,7 +77,7 @@ void dweight(const PairLinearTensors& t, ParallelFor parallel_for, int64_t threa
   constexpr int depth = 2 * kBlockRows;
   const auto *x = static_cast<const T*>(t.first), *grad = static_cast<const T*>(t.second);
   auto* result = static_cast<T*>(t.result);
-  const Shared shared(t.edge_pair, t.edges);
+  const SharedRows shared(t.edge_pair, t.edges, true, parallel_for, threads);
   const int64_t tiles = (t.outputs + tile - 1) / tile;
   const int64_t width = std::min(most, (tiles + threads - 1) / threads * tile);
   std::fill_n(result, t.inputs * t.outputs, T(0));

@@ -3,19 +3,36 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <vector>
 
 namespace fastmlip {
 
-// Runs f(part, context) for part = 0 .. parts - 1, on any number of threads.
+// Runs f(part, context) for part = 0 .. parts - 1, on any number of threads. f does not throw.
 using ParallelFor = void (*)(int64_t parts, void (*f)(int64_t, void*), void* context);
 
-// Runs part(0) .. part(parts - 1) through the caller's threads.
+// Runs part(0) .. part(parts - 1) through the caller's threads. The first exception of a part is
+// thrown on the calling thread, once all have ended.
 template <class F>
 void run(ParallelFor parallel_for, int64_t parts, const F& part) {
   if (parts == 1) return part(0);
+  struct Context {
+    const F& part;
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;
+  } context{part};
   parallel_for(
-      parts, [](int64_t i, void* f) { (*static_cast<const F*>(f))(i); }, const_cast<F*>(&part));
+      parts,
+      [](int64_t i, void* pointer) noexcept {
+        auto& context = *static_cast<Context*>(pointer);
+        try {
+          context.part(i);
+        } catch (...) {
+          if (!context.failed.exchange(true)) context.error = std::current_exception();
+        }
+      },
+      &context);
+  if (context.error) std::rethrow_exception(context.error);
 }
 
 // thing.fill(part, parts) of several things, those that are not ready(), in one run: every run

@@ -8,8 +8,6 @@
 //   rows.parts                      how many parts of the nodes there are for each thread
 #pragma once
 
-#include <optional>
-
 #include "send.h"
 
 namespace fastmlip::FASTMLIP_ISA {
@@ -53,27 +51,26 @@ class PackedRows {
  public:
   PackedRows(const Layout& layout, const T* rows, int64_t num_nodes)
       : layout_(layout), rows_(rows), num_nodes_(num_nodes) {
-    if (rows && !layout.is_packed())
-      memory_.emplace(std::max<int64_t>(64, num_nodes * layout.packed * int64_t(sizeof(T))));
+    if (rows && !layout.is_packed()) memory_ = allocate<T>(num_nodes * layout.packed);
   }
 
   bool ready() const { return !memory_; }
 
   void fill(int64_t part, int64_t parts) {
     if (ready()) return;
-    T* to = static_cast<T*>(memory_->get());
+    T* to = memory_.get();
     const int64_t end = num_nodes_ * (part + 1) / parts;
     for (int64_t n = num_nodes_ * part / parts; n < end; ++n)
       pack(layout_, rows_ + n * layout_.dim, to + n * layout_.packed);
   }
 
-  const T* get() const { return memory_ ? static_cast<const T*>(memory_->get()) : rows_; }
+  const T* get() const { return memory_ ? memory_.get() : rows_; }
 
  private:
   const Layout& layout_;
   const T* const rows_;
   const int64_t num_nodes_;
-  std::optional<Workspace> memory_;
+  Buffer<T> memory_;
 };
 
 // Edges that da has rows for: a whole group, and a whole step of contract_q.

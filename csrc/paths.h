@@ -32,7 +32,6 @@ template <class T>
 
 // In the kernels D1, D3 are the irreps' dimensions where known at compile time, 0 where not.
 constexpr int kRegisters = FASTMLIP_VECTOR_BYTES == 64 ? 32 : 16;
-constexpr int kMaxDim = 23;  // e3nn's Wigner matrices end at l = 11
 template <int D>
 inline constexpr int kSize = D ? D : kMaxDim;
 

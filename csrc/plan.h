@@ -73,27 +73,24 @@ struct Plan {
   std::vector<int> m2_end;  // where in by_m2 the terms of each m2 end
 
   explicit Plan(const int64_t* tables) {
-    const auto& header = *reinterpret_cast<const Header*>(tables);
-    const auto* blocks = reinterpret_cast<const Block*>(&header + 1);
-    in = make_layout(blocks, header.num_blocks1, header.ir_mul);
-    out = make_layout(blocks + header.num_blocks1, header.num_blocks3, header.ir_mul);
-    const auto* rows =
-        reinterpret_cast<const PathRow*>(blocks + header.num_blocks1 + header.num_blocks3);
-    const auto* cg = reinterpret_cast<const CgRow*>(rows + header.num_paths);
+    const ProductTable table(tables);
+    const Header& header = table.header;
+    in = make_layout(table.in, header.num_blocks1, header.ir_mul);
+    out = make_layout(table.out, header.num_blocks3, header.ir_mul);
     dim2 = int(header.dim2);
     weight_numel = header.weight_numel;
     paths.reserve(header.num_paths);
     set.reserve(header.num_cg);
     add.reserve(header.num_cg);
     for (int64_t i = 0; i < header.num_paths; ++i) {
-      const PathRow& row = rows[i];
+      const PathRow& row = table.paths[i];
       if (row.mul == 0) continue;
       const PackedBlock &from = in.blocks[row.in1_block], &to = out.blocks[row.out_block];
       PlanPath<T> path{from.mul,      from.padded,        int(row.d1),      int(row.d2),
                        int(row.d3),   from.packed_offset, to.packed_offset, int(row.weight_offset),
                        matrix_entries};
       matrix_entries += path.d2 == 1 ? 1 : path.d1 * path.d3;
-      add_matrix(row, path, cg);
+      add_matrix(row, path, table.cg);
       paths.push_back(path);
     }
     by_m2.reserve(set.size() + add.size());
@@ -146,19 +143,6 @@ struct Plan {
     return result;
   }
 };
-
-template <class T>
-struct Free {
-  void operator()(T* p) const { Scratches::give(p); }
-};
-template <class T>
-using Buffer = std::unique_ptr<T[], Free<T>>;
-
-template <class T>
-Buffer<T> allocate(int64_t count) {
-  void* memory = Scratches::take(std::max<int64_t>(count, 1) * sizeof(T));
-  return Buffer<T>(static_cast<T*>(memory));
-}
 
 template <class T>
 Buffer<T> zeros(int64_t count) {

@@ -1,6 +1,7 @@
 // What the kernels of radial_conv take: plain pointers, no torch.
 #pragma once
 
+#include "shared_rows.h"
 #include "tensor_product_conv.h"
 
 namespace fastmlip {
@@ -12,17 +13,18 @@ inline int64_t spline_blocks(int64_t weight_numel) {
   return weight_numel > 0 ? (weight_numel + kSplineBlock - 1) / kSplineBlock : 1;
 }
 
-// Row-major tensors; a pointer that a kernel does not use is null. Of edge_pair and first_row one
-// or none is given; with first_row, weight is the table of a spline.
+// Row-major tensors; a pointer that a kernel does not use is null. Of shared and first_row one is
+// given, first_row where weight is the table of a spline.
 template <class T>
 struct RadialTensors {
   const T *x, *edge_attr, *radial, *weight, *hidden, *grad;
-  const int64_t *edge_pair, *first_row;
+  const SharedRows* shared;  // whose edges the backward pass needs
+  const int64_t* first_row;
   int64_t inputs;        // columns of radial
   int64_t weight_rows;   // of the table
   int64_t width, depth;  // of the hidden layers
   T* kept;               // rows of edge_weight that the forward pass leaves to the backward pass
-  int64_t kept_rows;     // room for them
+  int64_t room;          // for so many of their gradients to wait
   T *out, *dx, *da, *dradial;
 };
 

@@ -52,23 +52,23 @@ class SplineTable {
   SplineTable(const RadialTensors<T>& t, int64_t numel)
       : blocks(spline_blocks(numel)), block_size(t.weight_rows * kSplineBlock), table_(t.weight) {
     if (!t.first_row) return;  // no spline, and no memory that others could use
-    const int64_t bytes = blocks * block_size * int64_t(sizeof(T));
-    if (reinterpret_cast<uintptr_t>(table_) % 64) copy_.emplace(bytes);
-    if (t.dradial) differences_.emplace(bytes);
+    const int64_t size = blocks * block_size;
+    if (reinterpret_cast<uintptr_t>(table_) % 64) copy_ = allocate<T>(size);
+    if (t.dradial) differences_ = allocate<T>(size);
   }
 
-  const T* rows() const { return copy_ ? static_cast<const T*>(copy_->get()) : table_; }
+  const T* rows() const { return copy_ ? copy_.get() : table_; }
   // [row]: the next row less this one
-  const T* differences() const { return static_cast<const T*>(differences_->get()); }
+  const T* differences() const { return differences_.get(); }
 
   bool ready() const { return !copy_ && !differences_; }
 
   void fill(int64_t part, int64_t parts) {
     for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b) {
       const T* from = table_ + b * block_size;
-      if (copy_) std::copy_n(from, block_size, static_cast<T*>(copy_->get()) + b * block_size);
+      if (copy_) std::copy_n(from, block_size, copy_.get() + b * block_size);
       if (!differences_) continue;
-      T* to = static_cast<T*>(differences_->get()) + b * block_size;
+      T* to = differences_.get() + b * block_size;
       for (int64_t i = 0; i + kSplineBlock < block_size; ++i)
         to[i] = from[i + kSplineBlock] - from[i];
     }
@@ -76,7 +76,7 @@ class SplineTable {
 
  private:
   const T* const table_;
-  std::optional<Workspace> copy_, differences_;
+  Buffer<T> copy_, differences_;
 };
 
 // One thread's rows of the batch of edges at hand.

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "edge_order.h"
+#include "irreps.h"
 #include "parallel.h"
 
 namespace fastmlip {
@@ -21,6 +22,21 @@ struct PathRow {
 };
 struct CgRow {
   int64_t m1, m2, m3, value_bits;
+};
+
+// The parts of a table.
+struct ProductTable {
+  const Header& header;
+  const Block *in, *out;
+  const PathRow* paths;
+  const CgRow* cg;
+
+  explicit ProductTable(const int64_t* table)
+      : header(*reinterpret_cast<const Header*>(table)),
+        in(reinterpret_cast<const Block*>(&header + 1)),
+        out(in + header.num_blocks1),
+        paths(reinterpret_cast<const PathRow*>(out + header.num_blocks3)),
+        cg(reinterpret_cast<const CgRow*>(paths + header.num_paths)) {}
 };
 
 // Row-major tensors; a pointer that a kernel does not use is null.

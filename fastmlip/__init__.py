@@ -4,6 +4,7 @@ from fastmlip import data, nn, ops
 from fastmlip.backend import BackendUnavailableError, info, use_backend, warn_if_slow
 from fastmlip.checks import check
 from fastmlip.integrations import accelerate, summary, tabulate
+from fastmlip.memory import release_memory
 from fastmlip.problem import TensorProductProblem
 
 __version__ = "0.1.0"
@@ -16,6 +17,7 @@ __all__ = [
     "info",
     "nn",
     "ops",
+    "release_memory",
     "summary",
     "tabulate",
     "use_backend",

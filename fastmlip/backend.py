@@ -9,6 +9,7 @@ rule off: what was named runs, or raises.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib
 import importlib.metadata
 import os
@@ -87,40 +88,58 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_asked = _checked(os.environ.get("FASTMLIP_BACKEND", "auto"), "FASTMLIP_BACKEND")
+_environment = _checked(os.environ.get("FASTMLIP_BACKEND", "auto"), "FASTMLIP_BACKEND")
+_in_block = contextvars.ContextVar[str]("fastmlip.use_backend")
+
+
+class _Asked:
+    # a property made of the C function alone: torch.compile reads it, and compiles anew where it
+    # has changed; a call of ContextVar.get it cannot trace. The argument of `get`, here the object
+    # itself, is what it returns outside of all blocks.
+    name = property(_in_block.get)
+
+
+_ASKED = _Asked()
+
+
+def asked() -> str:
+    """The backend that was named, for this thread or task, or ``auto``."""
+    return _environment if _ASKED.name is _ASKED else _ASKED.name
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run the operators of a ``with`` block on one backend: ``cpp``, ``triton`` or ``reference``.
 
-    A graph that was exported inside the block keeps that backend.
+    The block holds for the thread or the ``asyncio`` task that runs it, and for no other; one that
+    starts inside takes the backend over if Python copies the context to it, as tasks do and threads
+    do not (before Python 3.14). A graph that was exported inside the block keeps that backend.
 
     Raises:
         ValueError: unknown name.
         BackendUnavailableError: the backend cannot run here.
     """
-    global _asked
-    before, _asked = _asked, _checked(name, "use_backend")
+    token = _in_block.set(_checked(name, "use_backend"))
     try:
         yield
     finally:
-        _asked = before
+        _in_block.reset(token)
 
 
 def choose(x: torch.Tensor) -> str:
     """The backend for operands like ``x``: never a silent change of one that was named."""
-    if _asked == "auto":
+    name = asked()
+    if name == "auto":
         if x.is_cpu:
             return "reference" if _no_cpp else "cpp"
         return "triton" if x.is_cuda and not _no_triton else "reference"
-    if _asked == "cpp" and not x.is_cpu:
+    if name == "cpp" and not x.is_cpu:
         raise BackendUnavailableError(f"backend 'cpp' runs on cpu tensors, got one on {x.device}")
-    if _asked == "triton" and x.is_cpu and not interpreting():
+    if name == "triton" and x.is_cpu and not interpreting():
         raise BackendUnavailableError(
             "backend 'triton' runs on GPU tensors (or on cpu ones with TRITON_INTERPRET=1), got cpu"
         )
-    return _asked
+    return name
 
 
 def info() -> dict[str, str]:
@@ -129,7 +148,7 @@ def info() -> dict[str, str]:
     return {
         "fastmlip": importlib.metadata.version("fastmlip"),
         "torch": torch.__version__,
-        "asked for": _asked,
+        "asked for": asked(),
         "cpu tensors": f"reference ({no_cpp})" if no_cpp else "cpp",
         "instruction set": "none" if no_cpp else torch.ops.fastmlip.isa(),
         "threads": str(torch.get_num_threads()),

@@ -18,6 +18,8 @@ from e3nn.o3 import Irreps, wigner_3j
 
 from fastmlip import layout
 
+L_MAX = 11  # of irreps: e3nn's Wigner matrices end there; setup.py tells the C++ kernels
+
 # Fields of one path's row in the table that the C++ kernels read; csrc/tensor_product_conv.h
 # names the same fields in the same order.
 PATH_FIELDS = (
@@ -92,6 +94,10 @@ class TensorProductProblem:
 
     def __post_init__(self) -> None:
         layout.check("layout", self.layout)
+        for name in ("irreps_in1", "irreps_in2", "irreps_out"):
+            irreps = Irreps(getattr(self, name))
+            if any(ir.l > L_MAX for _, ir in irreps):
+                raise ValueError(f"{name}: expected irreps up to l = {L_MAX}, got {irreps}")
         # cached here, because before Python 3.12 Dynamo cannot trace a cached_property's lock
         _ = self.key, self.dim_in1, self.dim_in2, self.dim_out, self.weight_numel
 

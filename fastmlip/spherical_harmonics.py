@@ -19,9 +19,8 @@ from typing import NamedTuple
 
 import torch
 
-from fastmlip.problem import clebsch_gordan
+from fastmlip.problem import L_MAX, clebsch_gordan
 
-L_MAX = 11  # e3nn's Wigner matrices end there
 NORMALIZATIONS = ("component", "integral", "norm")
 
 

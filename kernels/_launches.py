@@ -18,11 +18,10 @@ pass contracts them: ``terms[m3][m1] = ((m2, c), ...)`` to receive, ``terms[m1][
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import groupby
 from typing import NamedTuple
-
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fastmlip.problem import Path, TensorProductProblem
 
@@ -65,19 +64,26 @@ def launches(
     problem: TensorProductProblem, sends: bool, second: bool, itemsize: int
 ) -> tuple[Launch, ...]:
     """All launches of a pass, in their order; ``second`` for the second derivatives."""
+    # in a thread, which has none of torch's modes: coefficients are numbers also while torch traces
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_launches, problem, sends, second, itemsize).result()
+
+
+def _launches(
+    problem: TensorProductProblem, sends: bool, second: bool, itemsize: int
+) -> tuple[Launch, ...]:
     done, part = [], 0
     written: set[int] = set()  # output blocks
     paths = sorted((p for p in problem.paths if p.mul), key=lambda p: (p.in1_offset, p.in2_offset))
-    with _disable_current_modes():  # coefficients are made as numbers, also while torch traces
-        for in1_offset, block in groupby(paths, key=lambda p: p.in1_offset):
-            for number, chunk in enumerate(_chunks(list(block), sends, second, itemsize)):
-                mul, d1 = chunk[0].mul, chunk[0].d1
-                block_u = _block_u(chunk, sends, second, itemsize)
-                blocks = -(-mul // block_u)
-                table = _table(chunk, sends, written)
-                done.append(Launch(table, mul, d1, in1_offset, number > 0, block_u, blocks, part))
-                written.update(p.out_offset for p in chunk)
-                part += blocks
+    for in1_offset, block in groupby(paths, key=lambda p: p.in1_offset):
+        for number, chunk in enumerate(_chunks(list(block), sends, second, itemsize)):
+            mul, d1 = chunk[0].mul, chunk[0].d1
+            block_u = _block_u(chunk, sends, second, itemsize)
+            blocks = -(-mul // block_u)
+            table = _table(chunk, sends, written)
+            done.append(Launch(table, mul, d1, in1_offset, number > 0, block_u, blocks, part))
+            written.update(p.out_offset for p in chunk)
+            part += blocks
     return tuple(done)
 
 

@@ -292,6 +292,8 @@ def _table(l_max: int) -> tuple:
 
 def _launch(values, d_vec, d_roots, directions, gradients, operands) -> None:
     vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, _ = operands
+    if tables.numel() != l_max + 1 + 4 * sum(map(len, _table(l_max))):
+        raise RuntimeError("tables: not a table of this l_max")
     inputs = [
         None if t is None else t.contiguous()
         for t in (

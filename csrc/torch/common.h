@@ -78,44 +78,65 @@ inline void expect_pairs(const Tensor& edge_pair, int64_t edges) {
              edge_pair.scalar_type() == ScalarType::Long && edge_pair.is_contiguous(),
          "edge_pair: expected int64 of shape [E], one behind the other");
   const int64_t* pair = edge_pair.const_data_ptr<int64_t>();
-  expect_range("edge_pair", pair, edges, edges, ", the number of edges");
-  for (int64_t e = 0; e < edges; ++e)
-    expect(pair[pair[e]] == pair[e], "edge_pair[", e, "] = ", pair[e],
-           ", which stands for others: expected it to stand for itself, got edge_pair[", pair[e],
-           "] = ", pair[pair[e]]);
-}
-
-inline Tensor packed(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);  // which costs a dispatch
-}
-
-inline std::optional<Tensor> packed(const std::optional<Tensor>& t) {
-  return t ? std::optional<Tensor>(packed(*t)) : std::nullopt;
+  const int64_t count = parts(edges >> 14);
+  run(parallel_for, count, [&](int64_t part) {
+    const int64_t begin = edges * part / count, end = edges * (part + 1) / count;
+    if (const int64_t e = first_bad(pair, begin, end, edges); e >= 0)
+      fail_range("edge_pair", e, pair[e], edges, ", the number of edges");
+    for (int64_t e = begin; e < end; ++e)
+      expect(pair[pair[e]] == pair[e], "edge_pair[", e, "] = ", pair[e],
+             ", which stands for others: expected it to stand for itself, got edge_pair[", pair[e],
+             "] = ", pair[pair[e]]);
+  });
 }
 
 // Straight through the C interface: a third of the time of a call to aten::new_empty.
 inline Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
-  constexpr size_t kMostDims = 4;
+  constexpr size_t kMostDims = 8;
   int64_t strides[kMostDims], stride = 1, numel = 1;
-  expect(sizes.size() <= kMostDims, "expected at most 4 dimensions, got ", sizes.size());
-  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes[i])) {
+  bool too_many = false;
+  expect(sizes.size() <= kMostDims, "expected at most 8 dimensions, got ", sizes.size());
+  for (size_t i = sizes.size(); i-- > 0;) {
     strides[i] = stride;  // as torch has them where there is nothing
-    numel *= sizes[i];
+    too_many |= sizes[i] < 0 || __builtin_mul_overflow(numel, sizes[i], &numel) ||
+                __builtin_mul_overflow(stride, std::max<int64_t>(1, sizes[i]), &stride);
   }
-  expect(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Long,
-         "expected float32, float64 or int64");
-  const auto [code, bytes] = dtype == ScalarType::Float ? std::pair(aoti_torch_dtype_float32(), 4)
-                             : dtype == ScalarType::Double
-                                 ? std::pair(aoti_torch_dtype_float64(), 8)
-                                 : std::pair(aoti_torch_dtype_int64(), 8);
+  expect(!too_many && stride <= INT64_MAX / 8, "a result of so many numbers fits into no memory");
+  const auto [code, bytes] = [&] {
+    switch (dtype) {
+      case ScalarType::Float:
+        return std::pair(aoti_torch_dtype_float32(), 4);
+      case ScalarType::Double:
+        return std::pair(aoti_torch_dtype_float64(), 8);
+      case ScalarType::Int:
+        return std::pair(aoti_torch_dtype_int32(), 4);
+      case ScalarType::Long:
+        return std::pair(aoti_torch_dtype_int64(), 8);
+      default:
+        fail("expected float32, float64, int32 or int64");
+    }
+  }();
+  // The C interface says that it failed, not why; with such arguments it fails for want of memory.
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides, code,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  if (aoti_torch_empty_strided(sizes.size(), sizes.data(), strides, code,
+                               aoti_torch_device_type_cpu(), 0, &handle) != TORCH_SUCCESS)
+    throw OutOfMemory(numel * bytes);
   Tensor result(handle);
   ask_for_huge_pages(result.data_ptr(), numel * bytes);
   return result;
 }
 
 inline Tensor empty_as(const Tensor& t) { return empty(t.sizes(), t.scalar_type()); }
+
+inline Tensor packed(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  Tensor result = empty_as(t);
+  torch::stable::copy_(result, t);
+  return result;
+}
+
+inline std::optional<Tensor> packed(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(packed(*t)) : std::nullopt;
+}
 
 }  // namespace fastmlip

@@ -1,9 +1,12 @@
 // fastmlip::edge_embedding_cpu and its derivatives.
 #include "../edge_embedding.h"
 
+#include <cmath>
+#include <cstring>
 #include <optional>
 #include <tuple>
 
+#include "../irreps.h"
 #include "common.h"
 
 namespace fastmlip {
@@ -15,6 +18,8 @@ namespace {
 using Maybe = std::optional<Tensor>;
 using Five = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+constexpr char kWrongTables[] = "tables: not a table of this l_max";
 
 struct Call {
   Tensor vec, roots, rmax_recip, tables;
@@ -35,24 +40,43 @@ struct Call {
     for (const auto& [name, t] : {std::pair("edge_vec", &vec), std::pair("roots", &roots),
                                   std::pair("rmax_recip", &rmax_recip)})
       expect(t->scalar_type() == ScalarType::Double, name, ": expected float64");
-    expect(l_max >= -1 && p >= 2, "l_max, p: expected l_max >= -1 and p >= 2");
+    expect(l_max >= -1 && 2 * l_max + 1 <= kMaxDim, "l_max: expected -1 to ", kMaxDim / 2, ", got ",
+           l_max);
+    expect(p >= 2 && p <= 1000, "p: expected 2 to 1000, got ", p);
     const int64_t terms = tables.numel() - (l_max + 1);
-    expect(tables.scalar_type() == ScalarType::Long && terms >= 0 && terms % 4 == 0,
-           "tables: not a table of this l_max");
+    expect(tables.scalar_type() == ScalarType::Long && terms >= 0 && terms % 4 == 0, kWrongTables);
     shape = {edges, roots.numel(), l_max,  p,
              0,     terms / 4,     factor, tables.const_data_ptr<int64_t>()};
-    check_terms();
-    if (edge_type_) check_types(*edge_type_);
+    check_tables();
+    if (edge_type_)
+      check_types(*edge_type_);
+    else
+      expect(rmax_recip.numel() == 1, "rmax_recip: expected one number without edge_type, got ",
+             rmax_recip.numel());
     threads = parts(edges / 512);
   }
 
-  void check_terms() const {
-    const int64_t* scales = tables.const_data_ptr<int64_t>();
-    const auto* row = reinterpret_cast<const HarmonicTerm*>(scales + shape.l_max + 1);
-    for (int64_t n = 0; n < shape.num_terms; ++n)
-      expect(row[n].j >= 0 && row[n].i > row[n].j && row[n].i < shape.harmonics() &&
-                 row[n].k >= 0 && row[n].k < 3 && (n == 0 || row[n - 1].i <= row[n].i),
-             "tables: not a table of this l_max");
+  // In full, at each call, because anybody can pass a table: terms stand in the order of their
+  // harmonics, each made of one a degree below.
+  void check_tables() const {
+    bool good = true;
+    for (int64_t l = 0; l <= shape.l_max; ++l) good &= is_finite(shape.tables[l]);
+    const auto* term = reinterpret_cast<const HarmonicTerm*>(shape.tables + shape.l_max + 1);
+    const HarmonicTerm* end = term + shape.num_terms;
+    for (int64_t l = 1; l <= shape.l_max; ++l)
+      for (int64_t i = l * l; i < (l + 1) * (l + 1); ++i) {
+        good &= term != end && term->i == i;
+        for (; term != end && term->i == i; ++term)
+          good &= term->j >= (l - 1) * (l - 1) && term->j < l * l && term->k >= 0 && term->k < 3 &&
+                  is_finite(term->value_bits);
+      }
+    expect(good && term == end, kWrongTables);
+  }
+
+  static bool is_finite(int64_t bits) {
+    double value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return std::isfinite(value);
   }
 
   void check_types(const Tensor& types) {

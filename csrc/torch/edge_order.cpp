@@ -14,7 +14,8 @@ Tensor edge_order_cpu(const Tensor& edge_dst, const Tensor& edge_src, int64_t nu
   expect((narrow || edge_dst.scalar_type() == ScalarType::Long) &&
              edge_src.scalar_type() == edge_dst.scalar_type(),
          "edge_dst and edge_src: expected int32 or int64, both the same");
-  expect(num_nodes >= 0, "num_nodes: expected 0 or more, got ", num_nodes);
+  expect(num_nodes >= 0 && num_nodes <= EdgeOrder::kMost,
+         "num_nodes: expected 0 or more, and not more than fit into memory, got ", num_nodes);
   if (positions) {
     expect_shape("positions", *positions, num_nodes, 3);
     expect(positions->scalar_type() == ScalarType::Double, "positions: expected float64");

@@ -2,6 +2,7 @@
 #include "../edge_pair.h"
 
 #include "common.h"
+#include "tables.h"
 
 namespace fastmlip {
 namespace {
@@ -18,8 +19,7 @@ Tensor edge_pair_cpu(const Tensor& edge_vec, const Tensor& edge_embedding, const
   expect_shape("edge_vec", edge_vec, edges, 3);
   expect(edge_embedding.dim() == 2 && edge_embedding.size(0) == edges,
          "edge_embedding: expected a row for each edge");
-  expect(order.dim() == 1 && order.size(0) == EdgeOrder::size(num_nodes, edges),
-         "order: not the edge_order of these nodes and edges");
+  check_order(order, num_nodes, edges, EdgeOrder::kReceivers);
   const Tensor vec = packed(edge_vec), embedding = packed(edge_embedding);
   Tensor pair = empty({edges}, order.scalar_type());
   const EdgeOrder table(order.const_data_ptr<int64_t>(), num_nodes, edges);

@@ -20,7 +20,7 @@ void call(F32 f32, F64 f64, const Tensor& from, const EdgeOrder& order, Tensor& 
 Tensor edge_vectors_cpu(const Tensor& positions, const Tensor& order, int64_t num_edges) {
   const int64_t nodes = positions.size(0);
   expect_shape("positions", positions, nodes, 3);
-  check_order(order, nodes, num_edges);
+  check_order(order, nodes, num_edges, EdgeOrder::kReceivers);
   Tensor vectors = empty({num_edges, 3}, positions.scalar_type());
   call(edge_vectors<float>, edge_vectors<double>, packed(positions),
        {order.const_data_ptr<int64_t>(), nodes, num_edges}, vectors);
@@ -30,7 +30,7 @@ Tensor edge_vectors_cpu(const Tensor& positions, const Tensor& order, int64_t nu
 Tensor edge_vectors_backward_cpu(const Tensor& grad, const Tensor& order, int64_t num_nodes) {
   const int64_t edges = grad.size(0);
   expect_shape("grad", grad, edges, 3);
-  check_order(order, num_nodes, edges);
+  check_order(order, num_nodes, edges, EdgeOrder::kBoth);
   Tensor dpositions = empty({num_nodes, 3}, grad.scalar_type());
   call(edge_vectors_backward<float>, edge_vectors_backward<double>, packed(grad),
        {order.const_data_ptr<int64_t>(), num_nodes, edges}, dpositions);

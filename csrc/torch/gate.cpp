@@ -1,7 +1,10 @@
 // fastmlip::gate_cpu and its derivatives.
 #include "../gate.h"
 
+#include <cmath>
+#include <cstring>
 #include <tuple>
+#include <vector>
 
 #include "common.h"
 
@@ -11,7 +14,30 @@ FASTMLIP_KERNELS(Gate, gate)
 
 namespace {
 
-// Every column of x and of the result belongs to exactly one segment, so that all are written.
+constexpr int64_t kMost = INT32_MAX;  // columns, which kernels count in ints
+
+// Columns of a row, each of which belongs to exactly one segment, so that all are written.
+class Columns {
+ public:
+  explicit Columns(int64_t count) : taken_(count), left_(count) {}
+
+  // Whether they were there, and free.
+  bool take(int64_t begin, int64_t count) {
+    if (begin < 0 || count < 0 || count > left_ || begin > int64_t(taken_.size()) - count)
+      return false;
+    left_ -= count;
+    bool taken = false;
+    for (int64_t i = begin; i < begin + count; ++i) taken |= taken_[i], taken_[i] = true;
+    return !taken;
+  }
+  bool all_taken() const { return left_ == 0; }
+
+ private:
+  std::vector<uint8_t> taken_;
+  int64_t left_;
+};
+
+// In full, at each call, because anybody can pass a table.
 const GateHeader& check_gate(const Tensor& tables) {
   constexpr int64_t header = sizeof(GateHeader) / 8, segment = sizeof(GateSegment) / 8;
   const char* wrong = "tables: not a table of gate";
@@ -19,20 +45,23 @@ const GateHeader& check_gate(const Tensor& tables) {
              tables.numel() >= header,
          wrong);
   const auto& h = *reinterpret_cast<const GateHeader*>(tables.const_data_ptr<int64_t>());
-  expect(h.num_segments >= 0 && tables.numel() == header + segment * h.num_segments, wrong);
+  expect(h.num_segments >= 0 && h.num_segments <= tables.numel() &&
+             tables.numel() == header + segment * h.num_segments && h.dim_in >= 0 &&
+             h.dim_in <= kMost && h.dim_out >= 0 && h.dim_out <= kMost,
+         wrong);
   const auto* segments = reinterpret_cast<const GateSegment*>(&h + 1);
-  int64_t read = 0, written = 0;
+  Columns read(h.dim_in), written(h.dim_out);
   for (int64_t i = 0; i < h.num_segments; ++i) {
     const GateSegment& s = segments[i];
-    const int64_t size = s.mul * std::max<int64_t>(1, s.dim);
-    expect(s.gate >= 0 && s.in >= 0 && s.out >= 0 && s.mul >= 0 && s.dim >= 0 &&
-               s.gate + s.mul <= h.dim_in && s.in + s.mul * s.dim <= h.dim_in &&
-               s.out + size <= h.dim_out && s.activation >= 0 && s.activation < kActivations,
-           wrong);
-    read += s.mul * (1 + s.dim);
-    written += size;
+    double factor;
+    std::memcpy(&factor, &s.factor_bits, sizeof(factor));
+    expect(s.mul >= 0 && s.mul <= kMost && s.dim >= 0 && s.dim <= kMost &&
+               read.take(s.gate, s.mul) && read.take(s.in, s.mul * s.dim) &&
+               written.take(s.out, s.mul * std::max<int64_t>(1, s.dim)) && s.activation >= 0 &&
+               s.activation < kActivations && std::isfinite(factor),
+           "tables: segment ", i, " is out of range");
   }
-  expect(read == h.dim_in && written == h.dim_out, wrong);
+  expect(read.all_taken() && written.all_taken(), wrong);
   return h;
 }
 

@@ -12,23 +12,55 @@ FASTMLIP_KERNELS(IrrepsLinear, irreps_linear)
 
 namespace {
 
+constexpr int64_t kMost = INT32_MAX;  // columns, which kernels count in ints
+
+struct Block {
+  int64_t begin, mul, dim;
+
+  bool fits(int64_t columns) const {
+    return begin >= 0 && mul >= 0 && mul <= kMost && begin <= columns - mul * dim;
+  }
+  // Whether both can be blocks of one row: the same one, or apart.
+  bool agrees(const Block& other) const {
+    if (mul == 0 || other.mul == 0) return true;
+    if (begin == other.begin) return mul == other.mul && dim == other.dim;
+    return begin < other.begin ? begin + mul * dim <= other.begin
+                               : other.begin + other.mul * other.dim <= begin;
+  }
+};
+
+Block input(const LinearPath& p) { return {p.in, p.mul_in, p.dim}; }
+Block output(const LinearPath& p) { return {p.out, p.mul_out, p.dim}; }
+
+// In full, at each call, because anybody can pass a table.
 const LinearHeader& check_linear(const Tensor& tables) {
   constexpr int64_t header = sizeof(LinearHeader) / 8, path = sizeof(LinearPath) / 8;
+  const char* wrong = "tables: not a table of irreps_linear";
   expect(tables.scalar_type() == ScalarType::Long && tables.is_contiguous() &&
              tables.numel() >= header,
-         "tables: not a table of irreps_linear");
+         wrong);
   const auto& h = *reinterpret_cast<const LinearHeader*>(tables.const_data_ptr<int64_t>());
-  expect(h.num_paths >= 0 && tables.numel() == header + path * h.num_paths,
-         "tables: not a table of irreps_linear");
+  expect(h.num_paths >= 0 && h.num_paths <= tables.numel() &&
+             tables.numel() == header + path * h.num_paths,
+         wrong);
+  const auto is_flag = [](int64_t value) { return value == 0 || value == 1; };
+  expect(h.dim_in >= 0 && h.dim_in <= kMost && h.dim_out >= 0 && h.dim_out <= kMost &&
+             is_flag(h.ir_mul_in) && is_flag(h.ir_mul_out),
+         wrong);
   const auto* paths = reinterpret_cast<const LinearPath*>(&h + 1);
+  int64_t weights = 0;
   for (int64_t i = 0; i < h.num_paths; ++i) {
     const LinearPath& p = paths[i];
-    expect(p.in >= 0 && p.out >= 0 && p.weight >= 0 && p.mul_in >= 0 && p.mul_out >= 0 &&
-               p.dim > 0 && p.in + p.mul_in * p.dim <= h.dim_in &&
-               p.out + p.mul_out * p.dim <= h.dim_out &&
-               p.weight + p.mul_in * p.mul_out <= h.weight_numel,
-           "tables: a path is out of range");
+    expect(p.dim > 0 && p.dim <= kMost && input(p).fits(h.dim_in) && output(p).fits(h.dim_out),
+           "tables: path ", i, " is out of range");
+    expect(p.weight == weights, "tables: path ", i, " does not begin where the one before ends");
+    weights += p.mul_in * p.mul_out;
+    expect(weights <= kMost, "tables: too many weights");
+    for (int64_t j = 0; j < i; ++j)
+      expect(input(p).agrees(input(paths[j])) && output(p).agrees(output(paths[j])),
+             "tables: blocks of paths ", j, " and ", i, " overlap");
   }
+  expect(weights == h.weight_numel, wrong);
   return h;
 }
 
@@ -106,12 +138,13 @@ Tensor irreps_linear_dweight_cpu(const Tensor& x_any, const Tensor& grad_any,
   const int64_t nodes = x_any.dim() ? x_any.size(0) : 0;
   expect_shape("x", x_any, nodes, header.dim_in);
   expect_shape("grad", grad_any, nodes, header.dim_out);
-  expect(num_types > 0, "num_types: expected at least one");
+  expect(num_types > 0 && num_types <= kMost, "num_types: expected 1 to ", kMost, ", got ",
+         num_types);
   expect(weight_numel == header.weight_numel, "weight_numel: not that of this table");
   const Tensor x = packed(x_any), grad = packed(grad_any);
   expect(grad.scalar_type() == x.scalar_type(), "grad: expected the dtype of x");
-  const Types types(types_any, nodes, num_types);
   Tensor dweight = empty({num_types, weight_numel}, x.scalar_type());
+  const Types types(types_any, nodes, num_types);
   auto apply = [&](auto kernel, auto zero) {
     using T = decltype(zero);
     kernel(x.const_data_ptr<T>(), grad.const_data_ptr<T>(), types.typed(),

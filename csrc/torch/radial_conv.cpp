@@ -21,10 +21,12 @@ struct Call {
   Tensor order;
   const int64_t* tables;
   int64_t nodes, edges, dim_out, weight_numel;
+  std::optional<SharedRows> shared;
 
   Call(const Tensor& x_any, const Tensor& a_any, const Tensor& radial_any, const Tensor& weight_any,
        const Maybe& hidden_any, const Maybe& edge_pair, const Maybe& first_row,
-       const Tensor& order_any, const Tensor& tables_any, int64_t dim_out, int64_t weight_numel)
+       const Tensor& order_any, const Tensor& tables_any, int64_t dim_out, int64_t weight_numel,
+       EdgeOrder::Sides sides)
       : x(packed(x_any)),
         a(packed(a_any)),
         radial(packed(radial_any)),
@@ -48,8 +50,12 @@ struct Call {
     expect(!hidden || !first, "hidden and first_row: give one of them at most");
     first ? check_spline() : check_network();
     if (pair) expect_pairs(*pair, edges);
-    check_order(order, nodes, edges);
+    check_order(order, nodes, edges, sides);
+    if (!first)
+      shared.emplace(index(pair), edges, sides == EdgeOrder::kBoth, parallel_for, threads());
   }
+
+  static const int64_t* index(const Maybe& t) { return t ? t->const_data_ptr<int64_t>() : nullptr; }
 
   void check_spline() const {
     expect(weight.dim() == 3 && weight.size(0) == spline_blocks(weight_numel) &&
@@ -83,12 +89,11 @@ struct Call {
 
   template <class T>
   RadialTensors<T> pointers() const {
-    auto index = [](const Maybe& t) { return t ? t->const_data_ptr<int64_t>() : nullptr; };
     RadialTensors<T> t{};
     t.x = x.const_data_ptr<T>(), t.edge_attr = a.const_data_ptr<T>();
     t.radial = radial.const_data_ptr<T>(), t.weight = weight.const_data_ptr<T>();
     t.hidden = hidden ? hidden->const_data_ptr<T>() : nullptr;
-    t.edge_pair = index(pair), t.first_row = index(first);
+    t.shared = shared ? &*shared : nullptr, t.first_row = index(first);
     t.inputs = radial.size(1), t.weight_rows = first ? weight.size(1) : 0,
     t.width = hidden ? weight.size(0) : t.inputs, t.depth = depth();
     return t;
@@ -97,48 +102,75 @@ struct Call {
   EdgeOrder edge_order() const { return {order.const_data_ptr<int64_t>(), nodes, edges}; }
 };
 
+// Rows of edge_weight that the forward pass leaves to the backward pass lie in the memory of a
+// tensor that shows none of them: how many they are follows from edge_pair, and compiled graphs
+// need shapes that do not. Whoever hands on a copy, which has no such memory, has the rows made
+// again.
+Tensor no_rows(const Tensor& rows, int64_t columns) {
+  const int64_t sizes[] = {0, columns}, strides[] = {std::max<int64_t>(1, columns), 1};
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(rows.get(), 2, sizes, strides, 0, &handle));
+  return Tensor(handle);
+}
+
+std::optional<Tensor> rows_behind(const Tensor& kept, int64_t rows, int64_t columns) {
+  int64_t bytes;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(kept.get(), &bytes));
+  const int64_t item = kept.scalar_type() == ScalarType::Double ? 8 : 4;
+  if (rows * columns == 0 || bytes != rows * columns * item) return std::nullopt;
+  const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(kept.get(), 2, sizes, strides, 0, &handle));
+  return Tensor(handle);
+}
+
 std::tuple<Tensor, Tensor> radial_conv_cpu(const Tensor& x, const Tensor& a, const Tensor& radial,
                                            const Tensor& weight, const Maybe& hidden,
                                            const Maybe& edge_pair, const Maybe& first_row,
                                            const Tensor& order, const Tensor& tables,
-                                           int64_t dim_out, int64_t weight_numel,
-                                           int64_t kept_rows) {
+                                           int64_t dim_out, int64_t weight_numel, int64_t room) {
   const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out,
-                  weight_numel);
-  expect(kept_rows >= 0, "kept_rows: expected a number of rows");
+                  weight_numel, EdgeOrder::kReceivers);
+  expect(room >= 0, "room: expected a number of rows, got ", room);
   Tensor out = empty({call.nodes, dim_out}, call.x.scalar_type());
-  Tensor kept = empty({kept_rows, weight_numel}, call.x.scalar_type());
+  const int64_t rows = call.shared && call.shared->size() <= room ? call.shared->size() : 0;
+  Tensor kept = empty({rows, weight_numel}, call.x.scalar_type());
   auto run = [&](auto kernel, auto t) {
     using T = std::remove_pointer_t<decltype(t.out)>;
     t.out = out.mutable_data_ptr<T>();
-    t.kept = kept.mutable_data_ptr<T>(), t.kept_rows = kept.size(0);
+    t.kept = rows ? kept.mutable_data_ptr<T>() : nullptr;
     kernel(t, call.edge_order(), call.tables, parallel_for, call.threads());
   };
   if (call.x.scalar_type() == ScalarType::Double)
     run(radial_conv().forward_f64, call.pointers<double>());
   else
     run(radial_conv().forward_f32, call.pointers<float>());
-  return {out, kept};
+  return {out, rows ? no_rows(kept, weight_numel) : kept};
 }
 
 std::tuple<Tensor, Tensor, Tensor> radial_conv_backward_cpu(
     const Tensor& grad, const Tensor& x, const Tensor& a, const Tensor& radial,
     const Tensor& weight, const Maybe& hidden, const Maybe& edge_pair, const Maybe& first_row,
     const Tensor& order, const Tensor& tables, const Tensor& kept, int64_t dim_out,
-    int64_t weight_numel) {
+    int64_t weight_numel, int64_t room) {
   const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out,
-                  weight_numel);
+                  weight_numel, EdgeOrder::kBoth);
+  expect(room >= 0, "room: expected a number of rows, got ", room);
   expect_shape("grad", grad, call.nodes, dim_out);
-  expect(kept.dim() == 2 && kept.size(1) == weight_numel && kept.is_contiguous() &&
+  expect(kept.dim() == 2 && kept.size(0) == 0 && kept.size(1) == weight_numel &&
              kept.scalar_type() == call.x.scalar_type(),
          "kept: not what the forward operator returned");
+  const Maybe rows =
+      call.shared ? rows_behind(kept, call.shared->size(), weight_numel) : std::nullopt;
   const Tensor g = packed(grad);
   Tensor dx = empty_as(call.x), da = empty_as(call.a), dradial = empty_as(call.radial);
   auto run = [&](auto kernel, auto t) {
     using T = std::remove_pointer_t<decltype(t.out)>;
     t.grad = g.const_data_ptr<T>(), t.dx = dx.mutable_data_ptr<T>();
     t.da = da.mutable_data_ptr<T>(), t.dradial = dradial.mutable_data_ptr<T>();
-    t.kept = const_cast<T*>(kept.const_data_ptr<T>()), t.kept_rows = kept.size(0);
+    t.kept = rows ? const_cast<T*>(rows->const_data_ptr<T>()) : nullptr, t.room = room;
     kernel(t, call.edge_order(), call.tables, parallel_for, call.threads());
   };
   if (call.x.scalar_type() == ScalarType::Double)
@@ -155,11 +187,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) {
   m.def(
       "radial_conv_cpu(Tensor x, Tensor edge_attr, Tensor radial, Tensor weight, Tensor? "
       "hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, SymInt dim_out, "
-      "SymInt weight_numel, SymInt kept_rows) -> (Tensor, Tensor)");
+      "SymInt weight_numel, SymInt room) -> (Tensor, Tensor)");
   m.def(
       "radial_conv_backward_cpu(Tensor grad, Tensor x, Tensor edge_attr, Tensor radial, Tensor "
       "weight, Tensor? hidden, Tensor? edge_pair, Tensor? first_row, Tensor order, Tensor tables, "
-      "Tensor kept, SymInt dim_out, SymInt weight_numel) "
+      "Tensor kept, SymInt dim_out, SymInt weight_numel, SymInt room) "
       "-> (Tensor, Tensor, Tensor)");
 }
 

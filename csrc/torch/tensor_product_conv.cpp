@@ -19,13 +19,13 @@ int64_t parts_of(const EdgeOrder& edges, int64_t weight_numel) {
 
 // Checks what could read out of bounds; returns the columns of the result.
 int64_t check(const Tensor& x, const Tensor& a, const Tensor& w, const Tensor& order,
-              const Tensor& tables) {
+              const Tensor& tables, EdgeOrder::Sides sides) {
   const TableSizes sizes = check_tables(tables);
   const int64_t nodes = x.dim() ? x.size(0) : 0, edges = a.dim() ? a.size(0) : 0;
   expect_shape("x", x, nodes, sizes.dim1);
   expect_shape("edge_attr", a, edges, sizes.dim2);
   expect_shape("edge_weight", w, edges, sizes.weight_numel);
-  check_order(order, nodes, edges);
+  check_order(order, nodes, edges, sides);
   return sizes.dim3;
 }
 
@@ -90,7 +90,8 @@ void send(const Operands& in, const Tensor& order, const Tensor& tables, Tensor&
 
 Tensor forward_cpu(const Tensor& x, const Tensor& a, const Tensor& w, const Tensor& order,
                    const Tensor& tables, int64_t dim_out) {
-  expect(check(x, a, w, order, tables) == dim_out, "dim_out: not the columns of this problem");
+  expect(check(x, a, w, order, tables, EdgeOrder::kReceivers) == dim_out,
+         "dim_out: not the columns of this problem");
   Tensor out = empty({x.size(0), dim_out}, x.scalar_type());
   receive({packed(x), packed(a), packed(w), {}, {}, {}, {}}, order, tables, out);
   return out;
@@ -99,7 +100,8 @@ Tensor forward_cpu(const Tensor& x, const Tensor& a, const Tensor& w, const Tens
 std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& g, const Tensor& x, const Tensor& a,
                                                 const Tensor& w, const Tensor& order,
                                                 const Tensor& tables, int64_t dim_out) {
-  expect(check(x, a, w, order, tables) == dim_out, "dim_out: not the columns of this problem");
+  expect(check(x, a, w, order, tables, EdgeOrder::kSenders) == dim_out,
+         "dim_out: not the columns of this problem");
   expect_shape("grad", g, x.size(0), dim_out);
   const Operands in{packed(x), packed(a), packed(w), packed(g), {}, {}, {}};
   Tensor dx = empty_as(in.x), da = empty_as(in.a), dw = empty_as(in.w);
@@ -110,7 +112,8 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& g, const Tensor& x
 std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward_cpu(
     const Tensor& hx, const Tensor& ha, const Tensor& hw, const Tensor& g, const Tensor& x,
     const Tensor& a, const Tensor& w, const Tensor& order, const Tensor& tables, int64_t dim_out) {
-  expect(check(x, a, w, order, tables) == dim_out, "dim_out: not the columns of this problem");
+  expect(check(x, a, w, order, tables, EdgeOrder::kBoth) == dim_out,
+         "dim_out: not the columns of this problem");
   expect_shape("grad", g, x.size(0), dim_out);
   expect_shape("hx", hx, x.size(0), x.size(1));
   expect_shape("ha", ha, a.size(0), a.size(1));

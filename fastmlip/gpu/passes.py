@@ -138,7 +138,8 @@ def _edge_embedding(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
     vec, w = empty(EDGES, 3, dtype=wide), empty(roots, dtype=wide)
     types = empty(2, EDGES, dtype=torch.int64) if case.types else None
     operands = (
-        vec, w, empty(max(case.types, 1) ** 2, dtype=wide), types, empty(1, dtype=wide),
+        vec, w, empty(max(case.types, 1) ** 2, dtype=wide), types,
+        empty(case.l_max + 1 + 4 * len(gradient_terms(case.l_max)), dtype=wide),
         case.l_max, case.p, case.factor, dtype == torch.float32,
     )  # fmt: skip
     attrs, embedding = empty(EDGES, harmonics, dtype=dtype), empty(EDGES, roots, dtype=dtype)

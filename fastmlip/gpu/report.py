@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -93,29 +94,47 @@ def rows(todo: list[Pass], targets: list[Target]) -> Iterator[Row]:
 
 
 def tables(found: list[Row]) -> Iterator[Table]:
-    """One table for each target."""
-    kinds = ("fma", "float", "load", "store", "shared", "shuffle")
-    for name in dict.fromkeys(r.target for r in found):
-        mine = [r for r in found if r.target == name]
-        gpu = mine[0].model_gpu
-        table = Table(title=f"{name}, modelled as {gpu}" if gpu else f"{name}, no model")
-        table.add_column("pass")
-        for heading in (
-            "launches", "regs", "spill B", "smem B", "occup.", *kinds, "atomic", "B/edge",
-            "FLOP/edge", "model ns/edge",
-        ):  # fmt: skip
-            table.add_column(heading, justify="right")
-        for r in mine:
-            seconds = r.model_seconds_per_edge
-            table.add_row(
-                f"{r.operator} {r.case} {r.order}", str(r.launches), str(r.registers),
-                str(r.spilled), str(r.shared), f"{r.occupancy:.0%}",
-                *(str(r.instructions[kind]) for kind in kinds), str(r.atomics),
-                f"{r.bytes_per_edge:.0f}", f"{r.flops_per_edge:.0f}",
-                "-" if seconds is None else f"{seconds * 1e9:.3g}",
-                style="bold red" if r.fails else None,
-            )  # fmt: skip
-        yield table
+    """For each case of an operator on a target one of its launches and one of its instructions."""
+    for key in dict.fromkeys((r.operator, r.case, r.target) for r in found):
+        mine = [r for r in found if (r.operator, r.case, r.target) == key]
+        gpu, name = mine[0].model_gpu, "{} {} on {}".format(*key)
+        yield _table(
+            f"{name}, modelled as {gpu}" if gpu else f"{name}, no model", mine,
+            {
+                "launches": lambda r: str(r.launches), "regs": lambda r: str(r.registers),
+                "spill B": lambda r: str(r.spilled), "smem B": lambda r: str(r.shared),
+                "occup.": lambda r: f"{r.occupancy:.0%}", "model ns/edge": _nanoseconds,
+            },
+        )  # fmt: skip
+        kinds = ("fma", "float", "load", "store", "shared", "shuffle")
+        yield _table(
+            f"{name}, instructions and traffic", mine,
+            {
+                **{kind: partial(_instructions, kind) for kind in kinds},
+                "atomic": lambda r: str(r.atomics), "B/edge": lambda r: f"{r.bytes_per_edge:.0f}",
+                "FLOP/edge": lambda r: f"{r.flops_per_edge:.0f}",
+            },
+        )  # fmt: skip
+
+
+def _table(title: str, rows: list[Row], columns: dict[str, Callable[[Row], str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("order", no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for r in rows:
+        style = "bold red" if r.fails else None
+        table.add_row(r.order, *(get(r) for get in columns.values()), style=style)
+    return table
+
+
+def _nanoseconds(r: Row) -> str:
+    seconds = r.model_seconds_per_edge
+    return "-" if seconds is None else f"{seconds * 1e9:.3g}"
+
+
+def _instructions(kind: str, r: Row) -> str:
+    return str(r.instructions[kind])
 
 
 def write(found: list[Row], out: Path) -> None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cache
 
 import torch
 
@@ -31,8 +30,7 @@ DEGREE = 5
 BLOCK = 64  # columns of a block of the table
 
 
-@cache
-def steps() -> list[list[float]]:
+def _steps() -> list[list[float]]:
     """``[j][power]``: the factors of the powers of f in S_j."""
 
     def factor(j: int, power: int) -> int:  # of B_j, times 5!
@@ -50,11 +48,14 @@ def steps() -> list[list[float]]:
     ]
 
 
+STEPS = _steps()
+
+
 def basis(place: Tensor, derivative: int = 0) -> Tensor:
     """One and the five S_j ``[E, 6]`` at ``place [E, 1]``, or a derivative of theirs, up to the
     fourth: the factors of :func:`coefficients`."""
     columns = [torch.zeros_like(place) if derivative else torch.ones_like(place)]
-    for powers in steps():
+    for powers in STEPS:
         for _ in range(derivative):
             powers = [power * factor for power, factor in enumerate(powers)][1:]
         value = torch.full_like(place, powers[-1])

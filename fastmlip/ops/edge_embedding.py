@@ -34,7 +34,9 @@ import torch
 from fastmlip import backend
 from fastmlip.backend import FLOATS
 from fastmlip.ops import _edge_embedding_reference as plain
-from fastmlip.ops.ladder import Rung, ladder
+from fastmlip.ops.edge_order import assert_in_range
+from fastmlip.ops.ladder import Rung, ladder, own
+from fastmlip.problem import L_MAX
 from fastmlip.spherical_harmonics import tables as make_tables
 
 Tensor = torch.Tensor
@@ -91,6 +93,8 @@ def edge_embedding(
     if edge_vec.dtype is not torch.float64:
         edge_vec = edge_vec.double()
     which = backend.choose(edge_vec)
+    if which != "cpp" and edge_type is not None:  # C++ checks what it takes
+        assert_in_range(edge_type, "edge_type", math.isqrt(rmax_recip.numel()), "T")
     if which == "reference":
         return reference(
             edge_vec, roots, rmax_recip, edge_type,
@@ -118,8 +122,8 @@ def _check(edge_vec, roots, rmax_recip, edge_type, l_max, p, dtype) -> None:
             )
     if roots.dim() != 1 and not (roots.dim() == 2 and roots.shape[0] == 1):
         raise ValueError(f"roots: expected shape [B] or [1, B], got {tuple(roots.shape)}")
-    if not -1 <= l_max <= 11:
-        raise ValueError(f"l_max: expected -1 (no harmonics) to 11, got {l_max}")
+    if not -1 <= l_max <= L_MAX:
+        raise ValueError(f"l_max: expected -1 (no harmonics) to {L_MAX}, got {l_max}")
     if not 2 <= p <= 1000 or p % 1 != 0:  # beyond, the polynomial's terms overflow
         raise ValueError(f"p: expected an integer from 2 to 1000, got {p}")
     if dtype not in FLOATS:
@@ -229,8 +233,7 @@ def _double_backward_vjp(rungs, ctx, *k):
     """torch's autograd, recorded if the caller records, through the plain-PyTorch form."""
     saved, record = ctx.saved_tensors, torch.is_grad_enabled()
     with torch.enable_grad():
-        inputs = [t if t is None or t.requires_grad else t.detach() for t in saved[:9]]
-        inputs = [t if t is None or t.requires_grad else t.requires_grad_() for t in inputs]
+        inputs = [None if t is None else own(t) for t in saved[:9]]
         outputs = plain.double_backward(inputs[:2], inputs[2:7], *inputs[7:], *saved[9:], *ctx.rest)
         wanted = [t for t in inputs if t is not None]
         pairs = [(o, ki) for o, ki in zip(outputs, k, strict=True) if o.requires_grad]
@@ -254,8 +257,9 @@ def _forward_vjp(rungs, ctx, *g):
 
 
 def _backward_vjp(rungs, ctx, h_vec, h_roots):
-    *gg, d_vec, d_roots = rungs["double_backward"](h_vec, h_roots, *ctx.saved_tensors, *ctx.rest)
-    gg = [None if g is None else new for g, new in zip(ctx.saved_tensors[:5], gg, strict=True)]
+    saved = ctx.saved_tensors
+    *gg, d_vec, d_roots = rungs["double_backward"](h_vec, h_roots, *saved, *ctx.rest)
+    gg = [None if g is None else new for g, new in zip(saved[:5], gg, strict=True)]
     return *gg, d_vec, d_roots, None, None, None, *(None,) * NOT_TENSORS
 
 

@@ -12,14 +12,15 @@ sorted again (C++: one linear pass).
 ``node[i]`` is i, or on the C++ backend, with positions of more than 1,000 nodes, the i-th along a
 Hilbert curve through space. Kernels walk nodes in this order: in a system larger than the caches,
 nodes that follow one another then share most of their neighbours. The order changes no bit of what
-they compute.
+they compute (:mod:`fastmlip.ops.radial_conv` names its one exception).
 """
 
 from __future__ import annotations
 
 import torch
 
-from fastmlip import backend
+from fastmlip import backend, torch_private
+from fastmlip.ops.ladder import register_vmap
 
 
 class EdgeOrder:
@@ -58,7 +59,7 @@ def reference(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) ->
 def assert_in_range(index: torch.Tensor, name: str, size: int, what: str) -> None:
     """Raise for an entry outside ``[0, size)``; on a GPU when the device next synchronises."""
     message = f"{name}: every entry must lie in [0, {what})"
-    torch._assert_async(((index >= 0) & (index < size)).all(), message)
+    torch_private.assert_async(((index >= 0) & (index < size)).all(), message)
 
 
 def check_range(edge_dst: torch.Tensor, edge_src: torch.Tensor, num_nodes: int) -> None:
@@ -88,6 +89,32 @@ def check_edges(edge_dst: torch.Tensor, edge_src: torch.Tensor, nodes: torch.Ten
         raise TypeError(
             f"edge_src: expected {edge_dst.dtype} as edge_dst has, got {edge_src.dtype}"
         )
+
+
+def check_order(order: torch.Tensor, num_nodes: int, num_edges: int, device: torch.device) -> None:
+    """Raise unless ``order`` can be that of as many nodes and edges.
+
+    Raises:
+        ValueError: another shape, dtype or device.
+        RuntimeError: a number out of range (on a GPU when it next synchronises).
+    """
+    size = EdgeOrder.size(num_nodes, num_edges)
+    if order.shape != (size,) or order.dtype != torch.int64 or order.device != device:
+        raise ValueError(
+            f"order: expected int64 of shape [{size}] on {device}, the edge_order of {num_nodes} "
+            f"nodes and {num_edges} edges, got {order.dtype} of shape {tuple(order.shape)} on "
+            f"{order.device}"
+        )
+    parts = EdgeOrder(order, num_nodes, num_edges)
+    good = []
+    for pointers in (parts.dst_ptr, parts.src_ptr):
+        good += [pointers[:1] == 0, pointers[-1:] == num_edges, pointers.diff() >= 0]
+    for index, end in (
+        (parts.dst_edge, num_edges), (parts.dst_src, num_nodes),
+        (parts.src_edge, num_edges), (parts.src_dst, num_nodes), (parts.node, num_nodes),
+    ):  # fmt: skip
+        good.append((index >= 0) & (index < end))
+    torch_private.assert_async(torch.cat(good).all(), "order: not the edge_order of these edges")
 
 
 def edge_order(
@@ -123,6 +150,7 @@ def edge_order(
 
 
 if backend.load_extension() is None:
+    register_vmap(torch.ops.fastmlip.edge_order_cpu.default)
 
     @torch.library.register_fake("fastmlip::edge_order_cpu")
     def _(edge_dst, edge_src, num_nodes, positions=None):

@@ -15,6 +15,7 @@ import torch
 
 from fastmlip import backend
 from fastmlip.ops.edge_order import EdgeOrder
+from fastmlip.ops.ladder import register_vmap
 
 Tensor = torch.Tensor
 
@@ -64,6 +65,7 @@ def reference(edge_vec: Tensor, edge_embedding: Tensor, order: Tensor, num_nodes
 
 
 if backend.load_extension() is None:
+    register_vmap(torch.ops.fastmlip.edge_pair_cpu.default)
 
     @torch.library.register_fake("fastmlip::edge_pair_cpu")
     def _(edge_vec, edge_embedding, order, num_nodes):

@@ -23,7 +23,7 @@ import torch
 
 from fastmlip import backend
 from fastmlip.backend import FLOATS
-from fastmlip.ops.ladder import Rung, ladder
+from fastmlip.ops.ladder import Rung, ladder, own
 
 Tensor = torch.Tensor
 ACTIVATIONS = {  # in the order of csrc/gate.h
@@ -122,10 +122,7 @@ def _double_backward_vjp(rungs, ctx, to_grad, to_x):
     *operands, tables = ctx.saved_tensors
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # each a tensor of its own, so that derivatives are partial ones: hx may depend on x
-        hx, grad, x = (
-            t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in operands
-        )
+        hx, grad, x = (own(t) for t in operands)
         y = reference(x, _segments(tables))
         (dx,) = torch.autograd.grad(y, x, grad, create_graph=True)
         second = torch.autograd.grad(

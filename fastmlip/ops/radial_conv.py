@@ -16,32 +16,34 @@ interval of its grid, from 0 to 1, and ``weight`` the table of its coefficients,
 The C++ operators make rows of edge_weight for a few nodes at a time and use them while they are in
 cache, in the forward and in the backward pass, which also sums what goes back to ``radial``. The
 products of the first form are kept for the backward pass where those of all pairs fit into 2 GiB,
-and made again otherwise; gradients of pairs whose edges are far apart wait for each other, in 2 GiB
-at most, so that a pair's goes back through the network once. Second derivatives are composed of
+and made again otherwise; gradients of pairs whose edges are far apart wait for each other, so that
+a pair's goes back through the network once, or one by one where that would take more than 2 GiB.
+Which of both is planned from the edges alone, so that no bit depends on threads, nor on the order
+of nodes while all that should wait can. Second derivatives are composed of
 :mod:`tensor_product_conv` and matrix products, and hold ``[E, weight_numel]`` tensors. So does
-everything where ``weight`` or ``hidden`` require a gradient, with layers of
-:mod:`fastmlip.ops.pair_linear`, and on every backend but the C++ one.
+everything where ``weight`` or ``hidden`` require a gradient and under transforms of ``torch.func``,
+with layers of :mod:`fastmlip.ops.pair_linear`, and on every backend but the C++ one.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 
 from fastmlip import backend
 from fastmlip.ops import _spline as spline
 from fastmlip.ops.edge_order import check_edges, edge_order
-from fastmlip.ops.ladder import Rung, ladder
+from fastmlip.ops.ladder import Rung, ladder, transformed
 from fastmlip.ops.pair_linear import pair_linear, pair_linear_dx
 from fastmlip.ops.pair_linear import reference as pair_linear_reference
+from fastmlip.ops.tensor_product_conv import _CPP as conv
 from fastmlip.ops.tensor_product_conv import reference as conv_reference
 from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.problem import TensorProductProblem
 
 Tensor = torch.Tensor
-KEPT_BYTES = 2 << 30  # of one call
+KEPT_BYTES = 2 << 30  # of rows of one call, and as much of their gradients
 
 
 def radial_conv(
@@ -83,7 +85,7 @@ def radial_conv(
         RuntimeError: an index out of range.
     """
     _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair, first_row, hidden)
-    trained = weight.requires_grad or (hidden is not None and hidden.requires_grad)
+    trained = weight.requires_grad or (hidden is not None and hidden.requires_grad) or transformed()
     cpp = backend.choose(x) == "cpp"
     if not cpp or (trained and torch.is_grad_enabled()):
         edge_weight = edge_weights(
@@ -98,11 +100,10 @@ def radial_conv(
         order = edge_order(edge_dst, edge_src, x.shape[0])
     operands = (x, edge_attr, radial, weight, hidden, edge_pair, first_row, order, tables)
     wanted = x.requires_grad or edge_attr.requires_grad or radial.requires_grad
-    kept_rows = 0
-    if first_row is None and wanted and torch.is_grad_enabled():
+    room = 0
+    if wanted and torch.is_grad_enabled():
         room = KEPT_BYTES // max(1, problem.weight_numel * weight.element_size())
-        kept_rows = torch.sym_min(edge_attr.shape[0], room)
-    return _LADDER["forward"](*operands, problem.dim_out, problem.weight_numel, kept_rows)[0]
+    return _LADDER["forward"](*operands, problem.dim_out, problem.weight_numel, room)[0]
 
 
 def _check(
@@ -269,22 +270,22 @@ def _to_rows(
 
 
 def _save_forward(ctx, inputs, output) -> None:
-    *tensors, dim_out, weight_numel, _ = inputs
-    kept = output[1]
+    *tensors, dim_out, weight_numel, room = inputs
+    kept = output[1]  # shows no rows, see csrc/torch/radial_conv.cpp
     ctx.mark_non_differentiable(kept)
     ctx.set_materialize_grads(False)  # a gradient of `kept` would be as large
     ctx.save_for_backward(*tensors, kept)
-    ctx.sizes = (dim_out, weight_numel)
+    ctx.sizes = (dim_out, weight_numel, room)
 
 
 def _save_backward(ctx, inputs, output) -> None:
-    *tensors, _, dim_out, weight_numel = inputs
+    *tensors, _, dim_out, weight_numel, _ = inputs
     ctx.save_for_backward(*tensors)
     ctx.sizes = (dim_out, weight_numel)
 
 
 def _forward_vjp(rungs, ctx, g, _):
-    if ctx.needs_input_grad[3] or (ctx.saved_tensors[4] is not None and ctx.needs_input_grad[4]):
+    if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:  # of weight, of hidden
         raise NotImplementedError("radial_conv_cpu: no gradient of weights; call radial_conv")
     dx, da, dradial = rungs["backward"](g, *ctx.saved_tensors, *ctx.sizes)
     return dx, da, dradial, *(None,) * 9
@@ -297,15 +298,15 @@ def _backward_vjp(rungs, ctx, hx, ha, hradial):
     dim_out, weight_numel = ctx.sizes
     functions, rows, hrows = _functions(radial, hradial, weight, hidden, first)
     w, hw = (_from_rows(r, weight, pair, first, weight_numel, once=True) for r in (rows, hrows))
-    gg, gx, ga, gw = _conv("double_backward")(hx, ha, hw, g, x, a, w, order, tables, dim_out)
+    gg, gx, ga, gw = conv["double_backward"](hx, ha, hw, g, x, a, w, order, tables, dim_out)
     grows = _to_rows(gw, weight, pair, first)
     if functions:
-        dw = _conv("backward")(g, x, a, w, order, tables, dim_out)[2]
+        dw = conv["backward"](g, x, a, w, order, tables, dim_out)[2]
         ghrows = _to_rows(dw, weight, pair, first)
     for slope, curvature, back in reversed(functions):
         grows = back(grows * slope + ghrows * curvature)
         ghrows = back(ghrows * slope)
-    return gg, gx, ga, grows, *(None,) * 9
+    return gg, gx, ga, grows, *(None,) * 10
 
 
 def _functions(radial, hradial, weight, hidden, first):
@@ -335,23 +336,19 @@ def _silu_second(z: Tensor) -> Tensor:
     return s * (1 - s) * (2 + z * (1 - 2 * s))
 
 
-def _conv(rung: str) -> Any:
-    return getattr(torch.ops.fastmlip, f"tensor_product_conv_{rung}_cpu")
-
-
 if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::radial_conv_cpu")
     def _(
         x, edge_attr, radial, weight, hidden, pair, first_row, order, tables, dim_out,
-        weight_numel, kept_rows,
+        weight_numel, room,
     ):  # fmt: skip
-        return x.new_empty((x.shape[0], dim_out)), x.new_empty((kept_rows, weight_numel))
+        return x.new_empty((x.shape[0], dim_out)), x.new_empty((0, weight_numel))
 
     @torch.library.register_fake("fastmlip::radial_conv_backward_cpu")
     def _(
         grad, x, edge_attr, radial, weight, hidden, pair, first_row, order, tables, kept, dim_out,
-        weight_numel,
+        weight_numel, room,
     ):  # fmt: skip
         empty = partial(torch.empty_like, memory_format=torch.contiguous_format)
         return empty(x), empty(edge_attr), empty(radial)

@@ -95,8 +95,16 @@ def _check(x: Tensor, types: Tensor, scales: Tensor | None, shifts: Tensor | Non
         shape = values.shape
         if len(shape) != 2 or shape[1] != 1:
             raise ValueError(f"{name}: expected shape [num_types, 1] or [1, 1], got {tuple(shape)}")
+        if shape[0] == 0:
+            raise ValueError(f"{name}: expected at least one value, got none")
         if values.device != device:
             raise ValueError(f"{name}: expected device {device} as x has, got {values.device}")
+    if scales is not None and shifts is not None:
+        sizes = scales.shape[0], shifts.shape[0]
+        if 1 not in sizes and sizes[0] != sizes[1]:
+            raise ValueError(
+                f"shifts: expected as many values as scales, {sizes[0]}, or one, got {sizes[1]}"
+            )
 
 
 def _one_constant(values: Tensor | None) -> bool:

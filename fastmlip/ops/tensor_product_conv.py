@@ -33,7 +33,7 @@ import torch
 
 from fastmlip import backend, layout
 from fastmlip.backend import FLOATS
-from fastmlip.ops.edge_order import EdgeOrder, check_edges, check_range, edge_order
+from fastmlip.ops.edge_order import check_edges, check_order, check_range, edge_order
 from fastmlip.ops.ladder import Rung, eager, ladder, on_cpu
 from fastmlip.problem import TensorProductProblem
 
@@ -109,8 +109,8 @@ def _call_triton(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables,
         tables = problem.tables().to(x.device)
     if order is None:
         order = edge_order(edge_dst, edge_src, x.shape[0])
-    elif order.shape != (EdgeOrder.size(x.shape[0], edge_dst.shape[0]),):
-        raise ValueError(f"order: not the edge_order of these edges, got {tuple(order.shape)}")
+    else:
+        check_order(order, x.shape[0], edge_dst.shape[0], x.device)
     if problem.layout == "mul_ir":
         return _TRITON["forward"](x, edge_attr, edge_weight, order, tables, problem.key)
     x = layout.to_mul_ir(x, problem.irreps_in1)

@@ -195,6 +195,11 @@ def _check(
             raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
         if value.requires_grad:
             raise ValueError(f"{name}: requires a gradient, which ZBL does not give; detach it")
+    if not 0 <= num_nodes <= atom_types.shape[0]:
+        raise ValueError(
+            f"num_nodes: expected 0 to N = {atom_types.shape[0]}, as atom_types has, got "
+            f"{num_nodes}"
+        )
     if not p >= 2:
         raise ValueError(f"p: expected a number of at least 2, got {p}")
     if base is not None:
@@ -320,8 +325,6 @@ def _next(order: int) -> int:
 
 
 def _nodes_vjp(rungs, ctx, k, _):
-    if k is None:  # an output that nothing depends on
-        return (None,) * 13
     length, weight, phi, *rest = ctx.saved_tensors
     edges, by_length, by_weight = rungs["edges"], None, None
     if ctx.needs_input_grad[0]:

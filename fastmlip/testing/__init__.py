@@ -11,6 +11,7 @@ from fastmlip.testing.compare import (
     assert_close,
     assert_same_derivatives,
     derivatives,
+    nonlinear_chain,
     poison_empty,
     relative_error,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "assert_same_derivatives",
     "derivatives",
     "make_inputs",
+    "nonlinear_chain",
     "poison_empty",
     "relative_error",
 ]

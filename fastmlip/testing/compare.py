@@ -62,6 +62,41 @@ def derivatives(
     return found
 
 
+def nonlinear_chain(
+    function: Callable[..., torch.Tensor],
+    inputs: tuple[torch.Tensor, ...],
+    order: int = 3,
+    sizes: dict[str, float] | None = None,
+) -> list[Derivative]:
+    """Gradients as in training: of an energy that is a nonlinear function of ``function``, of a
+    nonlinear function of those gradients (a loss of forces), and so on up to ``order``.
+
+    In :func:`derivatives` what a derivative is contracted with is a random constant. Here it
+    depends on the operands, as the operands of a rung's own derivatives then do on one another.
+
+    ``sizes`` keeps the numbers by which values are divided, so that all are of the size one, for
+    another call with the same energies.
+    """
+    leaves = [t.detach().requires_grad_() if t.is_floating_point() else t for t in inputs]
+    names = getattr(inputs, "_fields", [str(i) for i in range(len(leaves))])
+    operands = {n: t for n, t in zip(names, leaves, strict=True) if t.is_floating_point()}
+    sizes = {} if sizes is None else sizes
+    values, found = {"out": function(*leaves)}, []
+    for level in range(1, order + 1):
+        energy = torch.stack([t.sum() * 0.0 for t in operands.values()]).sum()
+        for name, value in values.items():
+            if value.numel():
+                size = sizes.setdefault(name, value.detach().abs().max().item() or 1.0)
+                energy = energy + torch.sin(value / size + 0.7).sum()
+        grads = torch.autograd.grad(
+            energy, list(operands.values()), create_graph=level < order, materialize_grads=True
+        )
+        values = {f"chain{level}_{name}": g for name, g in zip(operands, grads, strict=True)}
+        found.append(Derivative(f"energy{level}", level, energy.detach()))
+        found += [Derivative(name, level, value.detach()) for name, value in values.items()]
+    return found
+
+
 def relative_error(
     actual: torch.Tensor, expected: torch.Tensor, scale: float | None = None
 ) -> float:

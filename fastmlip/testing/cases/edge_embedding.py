@@ -30,6 +30,10 @@ class Case:
     normalization: str = "component"
     r_max: float = 5.0
 
+    @property
+    def problem(self) -> Case:
+        return self
+
     def rmax_recip(self, device: str = "cpu") -> torch.Tensor:
         """Rows differ from columns, so that a transposed lookup is seen."""
         pairs = torch.arange(max(self.types, 1) ** 2, device=device, dtype=torch.float64)
@@ -103,4 +107,7 @@ CASES = {
     "high-l": Case(8, num_bessels=2),
 }
 
-OPERATOR = Operator(op, reference, make_inputs, CASES, arguments, {"edges": 4200})
+OPERATOR = Operator(
+    op, reference, make_inputs, CASES, arguments, {"edges": 4200}, {"edges": 7},
+    triton=("nequip-S",),
+)  # fmt: skip

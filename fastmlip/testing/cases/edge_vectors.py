@@ -69,4 +69,6 @@ EDGE_VECTORS = {
     "int32": Case(integer=torch.int32),
 }
 
-OPERATOR = Operator(_op, _reference, make_inputs, EDGE_VECTORS, arguments, {"edges": 50_000})
+OPERATOR = Operator(
+    _op, _reference, make_inputs, EDGE_VECTORS, arguments, {"edges": 50_000}, {"edges": 30}
+)

@@ -82,4 +82,4 @@ GATES = {
     "identity": Case("2x0e", (None,), "3x0e", (None,), "3x1e"),
 }
 
-OPERATOR = Operator(op, reference, make_inputs, GATES, arguments, {"nodes": 700})
+OPERATOR = Operator(op, reference, make_inputs, GATES, arguments, {"nodes": 700}, {"nodes": 3})

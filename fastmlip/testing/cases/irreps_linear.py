@@ -82,4 +82,6 @@ IRREPS_LINEAR = {
     "empty blocks": _case("0x0e+3x1o", "2x0e+3x1o", (0, 0), (1, 1)),
 }
 
-OPERATOR = Operator(op, reference, make_inputs, IRREPS_LINEAR, arguments, {"nodes": 700})
+OPERATOR = Operator(
+    op, reference, make_inputs, IRREPS_LINEAR, arguments, {"nodes": 700}, {"nodes": 4}
+)

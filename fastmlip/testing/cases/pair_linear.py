@@ -75,4 +75,6 @@ PAIR_LINEAR = {
     "no columns": Case(0, 3),
 }
 
-OPERATOR = Operator(_op, _reference, make_inputs, PAIR_LINEAR, arguments, {"edges": 5000})
+OPERATOR = Operator(
+    _op, _reference, make_inputs, PAIR_LINEAR, arguments, {"edges": 5000}, {"edges": 20}
+)

@@ -148,5 +148,6 @@ def arguments(inputs: Inputs, case: Case) -> dict[str, Any]:
 
 
 OPERATOR = Operator(
-    radial_conv, reference, make_inputs, RADIAL_CONV, arguments, {"nodes": 37, "edges": 3300}
-)
+    radial_conv, reference, make_inputs, RADIAL_CONV, arguments,
+    {"nodes": 37, "edges": 3300}, {"nodes": 3, "edges": 8},
+)  # fmt: skip

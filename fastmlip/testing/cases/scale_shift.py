@@ -92,5 +92,5 @@ SCALE_SHIFTS = {
 
 OPERATOR = Operator(
     _without(scale_shift), _without(reference), make_inputs, SCALE_SHIFTS, arguments,
-    {"atoms": 140_000},
+    {"atoms": 140_000}, {"atoms": 9}, triton=("per type", "one value"),
 )  # fmt: skip

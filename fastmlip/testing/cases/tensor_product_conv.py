@@ -249,5 +249,6 @@ def arguments(inputs: Inputs, case: Case) -> dict:
 
 OPERATOR = Operator(
     tensor_product_conv, reference, make_inputs, TENSOR_PRODUCTS, arguments,
-    {"nodes": 37, "edges": 3300}, SLOW,
+    {"nodes": 37, "edges": 3300}, {"nodes": 3, "edges": 3},
+    ("repeated-path",), SLOW,
 )  # fmt: skip

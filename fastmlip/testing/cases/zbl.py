@@ -123,4 +123,8 @@ def arguments(inputs: Inputs, case: Case) -> dict[str, Any]:
     return {**inputs._asdict(), **dict(zip(names, rest, strict=True))}
 
 
-OPERATOR = Operator(zbl, reference, make_inputs, ZBL, arguments, {"nodes": 700, "edges": 33_000})
+OPERATOR = Operator(
+    zbl, reference, make_inputs, ZBL, arguments,
+    {"nodes": 700, "edges": 33_000}, {"nodes": 4, "edges": 9},
+    triton=("per-type cutoffs",),
+)  # fmt: skip
