@@ -2,11 +2,12 @@
 
 NequIP imports this module in the middle of its own import, when most of ``nequip`` cannot be
 imported yet, and every time, also for users who never ask for fastmlip. So it imports neither
-``nequip`` nor ``fastmlip``; it waits for two of NequIP's modules and then
+``nequip`` nor ``fastmlip``; it waits for three of NequIP's modules and then
 
 * offers the modifier ``enable_FastMLIP`` for every model that has a module to swap, the ones from
   packages, which bring their own copies of NequIP's classes, included;
 * lets a config that asks for it give scales and shifts as lists, in the order of ``type_names``;
+* keeps torch from calling a compiled model that uses fastmlip outdated, which it is not;
 * tells ``nequip-package`` that ``fastmlip`` is a library to import, not code to copy.
 
 Where any of this fails, as with a NequIP of another version, it warns once and steps aside: NequIP
@@ -25,6 +26,7 @@ from functools import wraps
 
 _NO_MODIFIERS = "its modifiers, such as enable_FastMLIP, are not offered"
 _NO_LISTS = "a config's scales and shifts cannot be lists"
+_NO_QUIET = "torch may say of its compiled models that they are outdated, which means nothing"
 _NO_PACKAGES = "nequip-package cannot package models that use it"
 _warned = set()
 
@@ -63,7 +65,7 @@ def _offer_modifiers(modify_utils):
         try:
             from fastmlip.integrations.modifiers import modifiers
 
-            found.update(modifiers(args[0] if args else kwargs["module"]))
+            found.update(modifiers(args[0] if args else kwargs["module"], found))
         except Exception as error:
             _step_aside(_NO_MODIFIERS, error)
         return found
@@ -93,12 +95,31 @@ def _take_lists(modify_utils):
     modify_utils.modify = with_lists
 
 
+def _load_quietly(aoti_metadata):
+    import_libraries = aoti_metadata.import_custom_ops_libs
+
+    @wraps(import_libraries)
+    def import_custom_ops_libs(pt2_path, *args, **kwargs):
+        result = import_libraries(pt2_path, *args, **kwargs)
+        if "fastmlip" in sys.modules:
+            try:
+                from fastmlip.integrations.nequip.files import expect_list_of_libraries
+
+                expect_list_of_libraries(pt2_path)
+            except Exception as error:
+                _step_aside(_NO_QUIET, error)
+        return result
+
+    aoti_metadata.import_custom_ops_libs = import_custom_ops_libs
+
+
 def _declare_external(package_utils):
     package_utils.register_libraries_as_external_for_packaging(extern_modules=["fastmlip"])
 
 
 _AFTER_IMPORT = {
     "nequip.model.modify_utils": ((_offer_modifiers, _NO_MODIFIERS), (_take_lists, _NO_LISTS)),
+    "nequip.utils.aoti_metadata": ((_load_quietly, _NO_QUIET),),
     "nequip.scripts._package_utils": ((_declare_external, _NO_PACKAGES),),
 }
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmlip import backend
+from fastmlip import backend, torch_private
 from fastmlip.integrations.structures import POS, Data, volume
 
 Tensor = torch.Tensor
@@ -180,21 +178,12 @@ def deterministic() -> Iterator[None]:
 
 def operators_run(side: Side, data: Data, training: bool) -> dict[str, int]:
     """Names of the fastmlip operators that an evaluation calls, and how often."""
-    with _Called() as called:
+
+    def evaluate() -> None:
         side(data)
         with side.frozen():
             side(data)
         if training:
             side.hessian_products(data, torch.ones_like(data[POS])[None])
-    return dict(sorted(called.names.items()))
 
-
-class _Called(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "fastmlip":
-            self.names[func._schema.name.removeprefix("fastmlip::")] += 1
-        return func(*args, **(kwargs or {}))
+    return torch_private.count_operators("fastmlip", evaluate)

@@ -19,15 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastmlip.integrations.inner import added
+
 Module = torch.nn.Module
 #: names of classes with their modules, and the fingerprints of each with the versions they are of
 Known = Mapping[str, Mapping[str, str]]
-HOOKS = {
-    "_forward_pre_hooks": "a forward pre-hook",
-    "_forward_hooks": "a forward hook",
-    "_backward_pre_hooks": "a backward pre-hook",
-    "_backward_hooks": "a backward hook",
-}
 # their code is not the host's, and is left out of fingerprints
 FOREIGN = {"torch", "numpy", *sys.stdlib_module_names}
 UNSEEN = {"annotation", "returns", "ctx", "kind", "type_comment", "type_params"}
@@ -40,16 +36,9 @@ def objection(parts: Iterable[tuple[str, Module]], known: Known, keeps_hooks: bo
     ``keeps_hooks``: the first module's own hooks will be those of the fast one.
     """
     for name, module in parts:
-        reason = "" if keeps_hooks and not name else _hook(module)
+        reason = "" if keeps_hooks and not name else added(module)
         if reason := reason or _unknown(module, known):
             return f"its {name}: {reason}" if name else reason
-    return ""
-
-
-def _hook(module: Module) -> str:
-    for hooks, what in HOOKS.items():
-        if vars(module).get(hooks):
-            return f"{what} on it, which would not run any more"
     return ""
 
 
@@ -59,7 +48,7 @@ def _unknown(module: Module, known: Known) -> str:
         return ""  # it has no source, pages ask for its original name
     cls = plain_class(module)
     if package(cls) == "torch":
-        return "" if "forward" not in state else "its forward was set on the instance"
+        return ""
     versions = _versions(cls.__name__, known)
     if not versions:
         return f"the class {cls.__module__}.{cls.__qualname__} is not known"

@@ -10,18 +10,28 @@ from typing import Any
 
 import torch
 
+from fastmlip.integrations import inner
 from fastmlip.integrations.derived import Derived, derive
 from fastmlip.nn.gate import apply, segments_of, set_segments
+
+PARTS = {"_Sortcut", "Activation", "ElementwiseTensorProduct"}
 
 
 class FastGate(Derived):
     """What the derived class has in place of the host's."""
 
+    look: inner.Look
     _nequip_custom_ops_libs = ("fastmlip",)  # imported before a compiled model is loaded
 
     def forward(self: Any, features: torch.Tensor) -> torch.Tensor:
         """``[..., irreps_out.dim]``."""
-        return apply(self, features)
+        return super().forward(features) if self.altered() else apply(self, features)  # type: ignore[misc]
+
+    @torch.compiler.assume_constant_result
+    def altered(self: Any) -> str:
+        """What was put inside after the swap and needs the host's forward to run; empty where there
+        is nothing."""
+        return self.look(lambda: (unsupported_parts(self), [self, *self.children()]))
 
 
 def unsupported(module: torch.nn.Module) -> str:
@@ -32,11 +42,20 @@ def unsupported(module: torch.nn.Module) -> str:
         segments_of(module)
     except ValueError as error:
         return str(error)
-    return ""
+    return unsupported_parts(module)
+
+
+def unsupported_parts(module: torch.nn.Module) -> str:
+    """Why modules inside cannot be passed by; empty where they can."""
+    for name, part in module.named_children():
+        if inner.kind(part) not in PARTS:
+            return f"its {name} is a {inner.kind(part)}"
+    return inner.why_not(module.named_children())
 
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
     new = derive(FastGate, old)
     set_segments(new, old)
+    new.look = inner.Look()
     return new

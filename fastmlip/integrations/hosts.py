@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from fastmlip.integrations import nequip
+from fastmlip.integrations import allegro, nequip
 from fastmlip.integrations.host import Host, HostModel, Verdict
 
-HOSTS: tuple[Host, ...] = (nequip.HOST,)
+HOSTS: tuple[Host, ...] = (allegro.HOST, nequip.HOST)
 
 
 def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[Host, Verdict] | None:

@@ -92,6 +92,7 @@ class TypedLinear(torch.nn.Module):
         self.map = nn.IrrepsLinear(
             sc.irreps_in1, sc.irreps_out, [(path.i_in1, path.i_out) for path in sc.instructions]
         )
+        self.num_attrs = int(sc.irreps_in2.dim)  # Dynamo cannot guard irreps
         self.register_buffer("folded", None, persistent=False)
 
     def fold(self, sc: Any, v: torch.Tensor) -> torch.Tensor:

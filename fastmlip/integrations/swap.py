@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -24,14 +24,25 @@ class Row(NamedTuple):
     reason: str
 
 
-def accelerate(model: Model, *, self_check: bool | None = None) -> Model:
+def accelerate(
+    model: Model, per_edge_gradients: bool = False, *, self_check: bool | None = None
+) -> Model:
     """Swap fastmlip's modules into ``model``, in place, and return it.
 
     Parameters, buffers and state-dict keys stay as they are, so checkpoints of the model before
-    and after are the same. Calling it again changes nothing.
+    and after are the same. Calling it again changes nothing, but may set ``per_edge_gradients``.
+
+    Modules with hooks that the swapped form would not run are kept, and so are modules with
+    adapters inside. If these come later, the host's own forward runs there.
 
     Args:
         model: a model, or modules that hold some.
+        per_edge_gradients: set it if you differentiate the energy with respect to edge vectors
+            yourself, for example for virials of single atoms, in a model that also computes forces
+            from positions. Forces and the total stress do not need it: for them, an edge and its
+            reverse share one gradient, and ``torch.autograd.grad`` with respect to the
+            ``edge_vectors`` of the output raises an error. Where edge vectors are given, or the
+            model computes no forces, every edge has its own gradient anyway.
         self_check: whether energies and forces of four made-up atoms are compared before and after.
             Default: on a CPU, where it takes a fraction of a second. :func:`fastmlip.check` is what
             compares thoroughly.
@@ -60,6 +71,11 @@ def accelerate(model: Model, *, self_check: bool | None = None) -> Model:
             warnings.warn(MAY_BE_SLOW, stacklevel=2)
         with undone_on_error(model), same_numbers(model, self_check):
             _swap(model)
+    part: Any
+    if per_edge_gradients:
+        for part in model.modules():
+            if hasattr(part, "per_edge_gradients"):
+                part.per_edge_gradients = True
     return model
 
 

@@ -29,7 +29,9 @@ def tabulate(
     alone. The copy takes them from a quintic B-spline on a uniform grid of the whole range from 0
     to the cutoff, where it goes to zero smoothly; forces are the exact derivative of its energy.
     The grid is refined until no force component of the probe structures is off by more than
-    ``tol``; ``fastmlip.summary`` and a compiled model's metadata say what was reached.
+    ``tol``; ``fastmlip.summary`` and a compiled model's metadata say what was reached. Molecules,
+    dimers and trimers with bonds from 0.1 r_max on are always among these structures. The copy
+    takes no state dict, which its tables would not follow.
 
     Args:
         model: stock or accelerated, in evaluation mode. It stays as it is.

@@ -19,6 +19,7 @@ from fastmlip.integrations.nequip import (
     models,
     per_type_scale_shift,
     private,
+    sequential_graph_network,
     tabulate,
     tensor_product_scatter,
     zbl,
@@ -34,6 +35,13 @@ SWAPS = {
         interaction_block.judge,
         interaction_block.replace,
         parts=all_but("tp_scatter", "ghost_exchange"),
+    ),
+    "SequentialGraphNetwork": Swap(
+        sequential_graph_network.FastSequentialGraphNetwork,
+        sequential_graph_network.judge,
+        sequential_graph_network.replace,
+        has_rivals=False,
+        parts=lambda network: [("", network)],
     ),
     **{
         name: Swap(fast, edge_embedding.judge, edge_embedding.replace, has_rivals=False)

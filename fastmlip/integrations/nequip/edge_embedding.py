@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmlip import ops
-from fastmlip.integrations.nequip import edges, interaction_block
+from fastmlip.integrations.nequip import edges
 from fastmlip.integrations.nequip.forwards import objection
 from fastmlip.nn import SphericalHarmonics
 from fastmlip.spherical_harmonics import L_MAX, tables
@@ -69,14 +69,13 @@ class ComputedAtEnd(_Part):
 class FastEdgeLengthNormalizer(_Part):
     """Hands 1 / r_max on; makes edge vectors, and edge types where cutoffs depend on them."""
 
-    def __init__(self, old: Any, keep_order: bool) -> None:
+    def __init__(self, old: Any) -> None:
         super().__init__(old)
-        self.keep_order = keep_order  # of edges, for interaction blocks
         self._per_edge_type = old._per_edge_type
         self.register_buffer("_rmax_recip", old._rmax_recip)
 
     def forward(self, data: dict[str, Any]) -> dict[str, Any]:
-        data = edges.with_vectors(data, self.keep_order)
+        data = edges.with_vectors(data)
         if self._per_edge_type:
             from nequip.nn.utils import with_edge_type_
 
@@ -159,8 +158,6 @@ def replace(module: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     chain = next(c for c in chains(model) if any(module is part for part in c))
     if module is chain.bessel:
         return FastBesselEdgeLengthEncoding(chain)
-    if module is chain.norm:
-        return FastEdgeLengthNormalizer(module, keep_order=interaction_block.is_at_end(model))
     return PARTS[type(module).__name__](module)
 
 

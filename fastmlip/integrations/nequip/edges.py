@@ -14,9 +14,36 @@ import torch
 from fastmlip import backend, ops
 from fastmlip.ops.edge_order import edge_order
 
-ORDER = "_fastmlip_edge_order"  # from whoever needs it first to the last interaction block
+SHARED = "_fastmlip_shared"
 
 Data = dict[str, Any]
+
+
+class Shared:
+    """What the layers of one model have in common, in one call of it.
+
+    :mod:`~fastmlip.integrations.nequip.sequential_graph_network` puts a new one into the data at
+    the beginning of a model and takes it out at the end. Without it, as where a block is called by
+    itself, every layer finds these for itself.
+
+    Attributes:
+        type_embed: the module that node attributes are a function of the type by, if they are.
+        pairs: whether an edge and its reverse may share the gradient of their radial network.
+        order: :func:`fastmlip.ops.edge_order` of the edges.
+        pair: :func:`fastmlip.ops.edge_pair` of the edges.
+        radial: what a :class:`fastmlip.nn.radial_spline.RadialSpline` makes of their lengths.
+    """
+
+    def __init__(self, type_embed: Any, pairs: bool) -> None:
+        self.type_embed, self.pairs = type_embed, pairs
+        self.order: torch.Tensor | None = None
+        self.pair: torch.Tensor | None = None
+        self.radial: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+def shared(data: Data) -> Shared:
+    """What the layers of the model share, or what nobody else will see."""
+    return data[SHARED] if SHARED in data else Shared(None, pairs=False)
 
 
 def is_cpp(t: torch.Tensor) -> bool:
@@ -26,12 +53,15 @@ def is_cpp(t: torch.Tensor) -> bool:
 
 def order(data: Data, num_nodes: int) -> torch.Tensor:
     """:func:`fastmlip.ops.edge_order` of the edges in ``data``."""
-    edge_index = data["edge_index"]
-    positions = None if "batch" in data else data.get("pos")
-    return edge_order(edge_index[0], edge_index[1], num_nodes, positions)
+    common = shared(data)
+    if common.order is None:
+        edge_index = data["edge_index"]
+        positions = None if "batch" in data else data.get("pos")
+        common.order = edge_order(edge_index[0], edge_index[1], num_nodes, positions)
+    return common.order
 
 
-def with_vectors(data: Data, keep_order: bool) -> Data:
+def with_vectors(data: Data) -> Data:
     """``data`` with ``edge_vectors``, as the host's ``with_edge_vectors_`` computes them."""
     if "edge_vectors" in data:
         return data
@@ -51,6 +81,4 @@ def with_vectors(data: Data, keep_order: bool) -> Data:
             moved = (shift.view(-1, 3, 1) * cell.view(3, 3)).sum(1)
         vectors = vectors + moved
     data["edge_vectors"] = vectors
-    if keep_order:
-        data[ORDER] = of_edges
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from fastmlip.integrations.nequip.energies import by_type_name
 from fastmlip.integrations.nequip.models import read_checkpoint, readable
+from fastmlip.torch_private import PACKAGE_LOGGER
 
 MODIFIERS = "enable_FastMLIP"  # what the names of our modifiers begin with
 LIBRARIES = "nequip_custom_ops_libs"
@@ -74,6 +76,34 @@ def _installed(library: str) -> str:
         return f"{metadata.version(library)} is installed"
     except metadata.PackageNotFoundError:
         return "is NOT installed: the model will not load"
+
+
+class _NotOutdated(logging.Filter):
+    """Takes out the next message that calls a compiled model outdated, and then itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if "outdated pt2 file" not in record.getMessage():
+            return True
+        _LOADING.removeFilter(self)
+        return False
+
+
+_LOADING = logging.getLogger(PACKAGE_LOGGER)
+_not_outdated = _NotOutdated()
+
+
+def expect_list_of_libraries(path: str | Path) -> None:
+    """Before torch loads a compiled model: its archive may hold NequIP's list of libraries beside
+    the model's folder, and then torch takes another way to load it, with a message that tells users
+    to make it again. Where that list is all there is beside the folder, this is said of nothing."""
+    _LOADING.removeFilter(_not_outdated)
+    listed = f"{LIBRARIES}.txt"
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if listed not in names or "fastmlip" not in archive.read(listed).decode().split():
+            return
+    if len({name.split("/")[0] for name in names if name != listed}) == 1:
+        _LOADING.addFilter(_not_outdated)
 
 
 _READERS = {

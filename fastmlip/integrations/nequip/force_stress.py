@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastmlip.integrations.derived import Derived, derive
+from fastmlip.integrations.nequip.sequential_graph_network import FastSequentialGraphNetwork
 
 Data = dict[str, torch.Tensor]
 DISPLACEMENT = "_displacement"  # as the host calls it
@@ -45,7 +46,8 @@ class FastForceStressOutput(Derived):
         else:
             data["pos"] = pos + (pos.view(-1, 3, 1) * symmetric).sum(1)
             data["cell"] = cell + (cell.view(3, 3, 1) * symmetric).sum(1)
-        data = self.func(data)
+        options = {"forces_only": True} if isinstance(self.func, FastSequentialGraphNetwork) else {}
+        data = self.func(data, **options)
         by_pos, by_strain = torch.autograd.grad(
             [data["total_energy"].sum()], [pos, strain], create_graph=self.training
         )

@@ -9,22 +9,23 @@ Otherwise:
 - the self-connection is one linear map per type, where node attributes depend on the type alone;
 - 1 / sqrt(avg_num_neighbors), where it is one number, is part of ``linear_1``; between the linear
   layers rows are in the layout that the convolution computes in;
-- what depends on the edges alone, their order and pairs, is found once for all layers;
+- what depends on the edges alone, their order and pairs, is found once for all layers
+  (:mod:`~fastmlip.integrations.nequip.sequential_graph_network`);
 - after :mod:`fastmlip.integrations.nequip.tabulate`, a spline stands for the radial network.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from fastmlip import ops
-from fastmlip.integrations import linear
+from fastmlip.integrations import inner, linear
 from fastmlip.integrations.derived import Derived, derive
 from fastmlip.integrations.nequip import edges, tensor_product_scatter
-from fastmlip.integrations.nequip.edges import ORDER
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.nn.tensor_product_conv import TensorProductConv
 from fastmlip.problem import TensorProductProblem
@@ -33,8 +34,11 @@ HOST_ATTRIBUTES = (
     "linear_1", "linear_2", "edge_mlp", "tp_scatter", "sc", "ghost_exchange", "is_first_layer",
     "avg_num_neighbors_norm", "_get_mliap_num_local",
 )  # fmt: skip
-# what the first layer hands on to the last, beside the order of the edges
-PAIR, RADIAL, FIRST_ROW = (f"_fastmlip_{name}" for name in ("edge_pair", "radial", "first_row"))
+# classes of the modules whose forward is written again here
+PASSED_BY = {
+    "linear_1": "Linear", "linear_2": "Linear", "edge_mlp": "ScalarMLPFunction",
+    "sc": "FullyConnectedTensorProduct", "avg_num_neighbors_norm": "AvgNumNeighborsNorm",
+}  # fmt: skip
 
 Data = dict[str, torch.Tensor]
 
@@ -42,16 +46,17 @@ Data = dict[str, torch.Tensor]
 class FastInteractionBlock(Derived):
     """What the derived class has in place of the host's."""
 
-    type_embed: tuple[Any, ...]  # what node attributes are a function of the type by, or nothing
     maps: torch.nn.ModuleDict  # of linear_1, linear_2 and, folded by type, of sc
     product: TensorProductConv  # of tp_scatter, between rows in ir_mul layout
     norm_is_folded: bool
-    is_last: bool
     spline: RadialSpline | None
     table_metadata: dict[str, str]
+    look: inner.Look
+    refusals: list[Any]  # handles of hooks, of the last block of a tabulated model
+    is_named_in_metadata: bool  # one module may contribute a key
 
     def _get_metadata_contributions(self: Any) -> dict[str, str]:
-        return self.table_metadata if self.is_last else {}  # one module may contribute a key
+        return self.table_metadata if self.is_named_in_metadata else {}
 
     @property
     def remark(self: Any) -> str:
@@ -59,8 +64,11 @@ class FastInteractionBlock(Derived):
         if self.spline is None:
             text = "for training; requires_grad_(False): faster inference on a CPU"
             return text if _trainable(self) else ""
-        error = self.table_metadata["fastmlip_table_max_force_error"]
-        return f"tabulated: {self.spline.intervals} intervals, max |dF| {error} eV/Angstrom"
+        about = {k.removeprefix("fastmlip_table_"): v for k, v in self.table_metadata.items()}
+        return (
+            f"tabulated: {self.spline.intervals} intervals, max |dF| {about['max_force_error']} "
+            f"eV/Angstrom, distances from {about['probed_from']} r_max on"
+        )
 
     def forward(self: Any, data: Data) -> Data:
         """``data`` with new node features."""
@@ -69,14 +77,29 @@ class FastInteractionBlock(Derived):
                 "a tabulated model cannot be trained, its splines would not follow: train the "
                 "model that it was made of, or call model.requires_grad_(False)"
             )
-        if self.spline is not None or edges.is_cpp(data["node_features"]):
-            data = _forward(self, data)
-        else:
-            data = super().forward(data)  # type: ignore[misc]
-        if self.is_last:
-            for name in (ORDER, PAIR, RADIAL, FIRST_ROW):
-                data.pop(name, None)
-        return data
+        x = data["node_features"]
+        if (
+            self.spline is not None
+            and x.dtype is not torch.float64  # which autocast leaves alone
+            and torch.is_autocast_enabled(x.device.type)
+        ):
+            raise RuntimeError(
+                f"a tabulated {x.dtype} model does not run under torch.autocast, as the model that "
+                "it was made of does not: layers after the splines would compute in half precision"
+            )
+        # layers that share something were looked at before
+        altered = "" if edges.SHARED in data else self.altered()
+        if self.spline is not None and altered:
+            raise RuntimeError(f"a tabulated model cannot run this: {altered}")
+        if self.spline is not None or (edges.is_cpp(x) and not altered):
+            return _forward(self, data)
+        return super().forward(data)  # type: ignore[misc]
+
+    @torch.compiler.assume_constant_result
+    def altered(self: Any) -> str:
+        """What was put inside after the swap, such as a hook or an adapter, and needs the host's
+        forward to run; empty where there is nothing."""
+        return self.look(lambda: (unsupported_parts(self), [self, *(m for _, m in parts(self))]))
 
 
 def _trainable(block: Any) -> bool:
@@ -86,7 +109,6 @@ def _trainable(block: Any) -> bool:
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
     new = derive(FastInteractionBlock, old)  # children swapped later are swapped in both
-    new.type_embed = _type_embed(old, model)
     host: Any = old
     problem = TensorProductProblem.from_e3nn(host.tp_scatter.tp)
     problem = dataclasses.replace(problem, layout="ir_mul")
@@ -97,11 +119,10 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     first = linear.FoldedLinear(host.linear_1, factor, layout_out="ir_mul")
     second = linear.FoldedLinear(host.linear_2, irreps_in=problem.irreps_out, layout_in="ir_mul")
     new.maps = torch.nn.ModuleDict({"linear_1": first, "linear_2": second})
-    if new.type_embed:
-        new.maps["sc"] = linear.TypedLinear(old.sc)
-    blocks = [m for m in model.modules() if type(m).__name__ == type(old).__name__]
-    new.is_last = old is blocks[-1]
-    new.spline, new.table_metadata = None, {}
+    if host.sc is not None:
+        new.maps["sc"] = linear.TypedLinear(host.sc)
+    new.spline, new.table_metadata, new.is_named_in_metadata = None, {}, False
+    new.look, new.refusals = inner.Look(), []
     return new
 
 
@@ -116,46 +137,51 @@ def judge(module: Any, model: torch.nn.Module) -> str | None:
     return unsupported(module)
 
 
-def is_at_end(model: torch.nn.Module) -> bool:
-    """Whether the last interaction block of a model is of this page, or will be."""
-    blocks = [m for m in model.modules() if type(m).__name__.endswith("InteractionBlock")]
-    if not blocks:
-        return False
-    return isinstance(blocks[-1], FastInteractionBlock) or judge(blocks[-1], model) == ""
-
-
 def unsupported(module: torch.nn.Module) -> str:
     """Why an ``InteractionBlock`` cannot be swapped; empty where it can."""
     missing = [name for name in HOST_ATTRIBUTES if not hasattr(module, name)]
     if missing:
         return f"an unknown version of NequIP's class, without {', '.join(missing)}"
     host: Any = module
-    layers = getattr(host.edge_mlp, "mlp", None)
-    if not isinstance(layers, torch.nn.Sequential) or len(layers) % 2 == 0:
-        return "its radial network is not layers with activations between them"
-    linears: list[Any] = list(layers)[::2]
-    for layer in linears:
-        if not hasattr(layer, "weight") or not hasattr(layer, "alpha"):
-            return f"its radial network has a {type(layer).__name__}, not a scaled linear layer"
-        if getattr(layer, "bias", None) is not None:
-            return "a layer of its radial network has a bias"
-    if not all(isinstance(layer, torch.nn.SiLU) for layer in list(layers)[1::2]):
-        return "its radial network has activations that are not SiLU"
+    if reason := unsupported_parts(host):
+        return reason
+    linears = list(host.edge_mlp.mlp)[::2]
     if len({layer.weight.shape[1] for layer in linears[:-1]}) > 1:
         return "hidden layers of its radial network have several widths"
     return linear.unsupported(host.linear_1) or linear.unsupported(host.linear_2)
 
 
-def _type_embed(block: Any, model: torch.nn.Module) -> tuple[Any, ...]:
-    """The embedding that node attributes come from, in a tuple so that it does not become a child;
-    nothing where the self-connection is not to be folded."""
-    embeds: list[Any] = [m for m in model.modules() if type(m).__name__.endswith("NodeTypeEmbed")]
-    if block.sc is None or [type(embed).__name__ for embed in embeds] != ["NodeTypeEmbed"]:
-        return ()
-    if getattr(embeds[0], "do_categorical_graph_field_embed", True):
-        return ()
-    num_types = embeds[0].embed_module.num_embeddings
-    return tuple(embeds) if 2 * num_types <= block.sc.irreps_in2.dim else ()  # else it is more work
+def unsupported_parts(block: Any) -> str:
+    """Why modules inside cannot be passed by; empty where they can."""
+    for name, known in PASSED_BY.items():
+        module = getattr(block, name)
+        if module is not None and inner.kind(module) != known:
+            return f"its {name} is a {type(module).__name__}, not a {known}"
+    layers = getattr(block.edge_mlp, "mlp", None)
+    if not isinstance(layers, torch.nn.Sequential) or len(layers) % 2 == 0:
+        return "its radial network is not layers with activations between them"
+    for layer in list(layers)[::2]:
+        if inner.kind(layer) != "ScalarLinearLayer":
+            return f"its radial network has a {type(layer).__name__}, not a ScalarLinearLayer"
+        if getattr(layer, "bias", None) is not None:
+            return "a layer of its radial network has a bias"
+    if not all(type(layer) is torch.nn.SiLU for layer in list(layers)[1::2]):
+        return "its radial network has activations that are not SiLU"
+    return inner.why_not(parts(block))
+
+
+def parts(block: Any) -> Iterator[tuple[str, Any]]:
+    """Modules inside with their names: those passed by, and those that a hook could turn into
+    something else."""
+    for name in (*PASSED_BY, "ghost_exchange", "tp_scatter"):
+        module = getattr(block, name, None)
+        if module is not None:
+            yield name, module
+    mlp = getattr(getattr(block, "edge_mlp", None), "mlp", None)
+    for name, module in [] if mlp is None else mlp.named_modules(prefix="edge_mlp.mlp"):
+        yield name, module
+    if hasattr(block.tp_scatter, "tp"):
+        yield "tp_scatter.tp", block.tp_scatter.tp
 
 
 # ---------------------------------------------------------------- the forward
@@ -189,21 +215,19 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
     """The radial network, tensor product and sum over edges, ``[N, irreps_mid.dim]``; this and
     the node features in ``ir_mul`` layout."""
     x, edge_index, embedding = data["node_features"], data["edge_index"], data["edge_embedding"]
-    if ORDER not in data:
-        data[ORDER] = edges.order(data, x.shape[0])
+    common = edges.shared(data)
+    order, pair, first_row, hidden = edges.order(data, x.shape[0]), None, None, None
     if block.spline is not None:
-        if RADIAL not in data:
-            data[RADIAL], data[FIRST_ROW] = block.spline(data["normed_edge_lengths"])
-    elif PAIR not in data and "pos" in data:  # without, a gradient for every edge is asked for
-        data[PAIR] = ops.edge_pair(data["edge_vectors"], embedding, data[ORDER], x.shape[0])
-    order, hidden = data[ORDER], None
-    if block.spline is not None:
-        radial, weight = data[RADIAL], block.spline.table
-        pair, first_row = None, data[FIRST_ROW]
+        if common.radial is None:
+            common.radial = block.spline(data["normed_edge_lengths"])
+        radial, first_row = common.radial
+        weight = block.spline.table
     else:
+        if common.pairs and common.pair is None:
+            common.pair = ops.edge_pair(data["edge_vectors"], embedding, order, x.shape[0])
+        pair = common.pair
         layers = [layer.weight * layer.alpha for layer in list(block.edge_mlp.mlp)[::2]]
         radial, weight = embedding, layers.pop()
-        pair, first_row = data.get(PAIR), None
         if layers:
             hidden = torch.cat([layer.flatten() for layer in layers])
     product = block.product
@@ -215,7 +239,16 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
 
 def self_connection(block: Any, x: torch.Tensor, data: Data) -> torch.Tensor:
     """``block.sc`` of the node attributes, ``[N, irreps_out.dim]``."""
-    if not block.type_embed:
+    embed = edges.shared(data).type_embed
+    if not folds(block, embed):
         return block.sc(x, data["node_attrs"][: x.shape[0]])
-    attrs = block.type_embed[0].embed_module.weight
+    attrs = embed.embed_module.weight
     return block.maps["sc"](x, block.sc, attrs, data["atom_types"].view(-1))
+
+
+def folds(block: Any, embed: Any) -> bool:
+    """Whether the self-connection is folded by the types that ``embed`` knows; not where that is
+    more work."""
+    if embed is None or block.sc is None:
+        return False
+    return 2 * embed.embed_module.num_embeddings <= block.maps["sc"].num_attrs

@@ -25,7 +25,10 @@ class NequIPModel(HostModel):
     """Fed with NequIP's ``AtomicDataDict``."""
 
     def run(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
-        return private.graph_model_forward(self.model)(data)
+        # a compiled model reads memory as if its inputs were contiguous
+        dense = {key: value.contiguous() for key, value in data.items()}
+        with without_ghost_exchange(self.model):
+            return private.graph_model_forward(self.model)(dense)
 
     def frame(self, atoms: Any, types: Any) -> dict[str, Tensor]:
         from ase import Atoms
@@ -55,6 +58,26 @@ class NequIPModel(HostModel):
         from nequip.data import AtomicDataDict
 
         return AtomicDataDict.batched_from_list(frames)
+
+
+class _NoExchange(torch.nn.Module):
+    def forward(self, data: dict[str, Any], ghost_included: bool) -> dict[str, Any]:
+        return data
+
+
+@contextlib.contextmanager
+def without_ghost_exchange(model: torch.nn.Module) -> Iterator[None]:
+    """For frames of all atoms there are: LAMMPS has ghost atoms, whose features its models
+    exchange."""
+    blocks: list[Any] = [m for m in model.modules() if hasattr(m, "ghost_exchange")]
+    exchanges = [block.ghost_exchange for block in blocks]
+    try:
+        for block in blocks:
+            block.ghost_exchange = _NoExchange()
+        yield
+    finally:
+        for block, exchange in zip(blocks, exchanges, strict=True):
+            block.ghost_exchange = exchange
 
 
 def describe(model: torch.nn.Module) -> HostModel | None:

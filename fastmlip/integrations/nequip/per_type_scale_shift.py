@@ -8,6 +8,7 @@ itself), with the same constructor: so all that NequIP finds by class keeps work
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,6 +75,7 @@ def is_ours(module: torch.nn.Module) -> bool:
 
 def modify(
     model: torch.nn.Module,
+    other: Callable[..., Any] | None,
     scales: Any = None,
     shifts: Any = None,
     scales_trainable: bool = False,
@@ -82,14 +84,18 @@ def modify(
     """What NequIP's ``modify_PerTypeScaleShift`` does, for the modules of fastmlip.
 
     New values are one number or a dict by type name; types that a dict leaves out keep theirs, and
-    where a model had none they get the scale 1 or the shift 0.
+    where a model had none they get the scale 1 or the shift 0. ``other``, NequIP's own modifier,
+    does it where a module is not ours.
     """
-    for parent in model.modules():
-        for name, old in parent._modules.items():
-            if old is not None and is_ours(old):
-                parent._modules[name] = _modified(
-                    old, scales, shifts, scales_trainable, shifts_trainable
-                )
+    changes = (scales, shifts, scales_trainable, shifts_trainable)
+    for parent in list(model.modules()):
+        for name, old in list(parent._modules.items()):
+            if old is None:
+                continue
+            if is_ours(old):
+                parent._modules[name] = _modified(old, *changes)
+            elif other is not None and type(old).__name__ == "PerTypeScaleShift":
+                parent._modules[name] = other(torch.nn.ModuleDict({name: old}), *changes)[name]
     return model
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,13 +79,30 @@ def cutoffs_by_type(text: str, type_names: list[str]) -> dict[str, Any]:
 def load_compiled(path: str, device: str) -> tuple[Any, dict[str, Any]]:
     """A compiled model and its metadata."""
     instead = "compare the model that it was compiled from"
-    return _get("nequip.model.inference_models.load_compiled_model", instead)(path, device)
+    load = _get("nequip.model.inference_models.load_compiled_model", instead)
+    try:
+        return load(path, device)
+    except RuntimeError as error:
+        if "fastmlip::" not in str(error):
+            raise
+        raise ValueError(
+            f"{path} was compiled with another version of fastmlip than this one: compile it again "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def nequip_compile(arguments: list[str]) -> None:
     """The command ``nequip-compile``."""
     command = f"run `nequip-compile {' '.join(arguments)}`, which uses the default tolerance"
     _get("nequip.scripts.compile.main", command)(arguments)
+
+
+def logger() -> Any:
+    """Of one process of several, as NequIP's own messages."""
+    try:
+        return _get("nequip.utils.logger.RankedLogger", "")("fastmlip", rank_zero_only=True)
+    except MissingInNequIPError:
+        return logging.getLogger("fastmlip")
 
 
 def model_modifier() -> Callable[..., Any]:
@@ -113,7 +131,7 @@ def drop_compiled(model: torch.nn.Module) -> None:
         if hasattr(module, "_compiled_cache"):
             module._compiled_cache[0].clear()
             module.weight_names = module.buffer_names = None
-        elif getattr(module, "is_compile_graph_model", False):
+        elif getattr(type(module), "is_compile_graph_model", False):
             raise MissingInNequIPError(
                 f"{type(module).__name__} keeps what it compiled where fastmlip does not know: "
                 "swap modules in a model with compile_mode: eager"

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from fastmlip.integrations.host import TOLERANCE
+from fastmlip.integrations.nequip import probes
 from fastmlip.integrations.nequip.edge_embedding import FastBesselEdgeLengthEncoding
-from fastmlip.integrations.nequip.interaction_block import FastInteractionBlock
+from fastmlip.integrations.nequip.interaction_block import FastInteractionBlock, folds
+from fastmlip.integrations.nequip.models import without_ghost_exchange
 from fastmlip.integrations.nequip.private import nequip_compile, workflow_state
+from fastmlip.integrations.nequip.sequential_graph_network import FastSequentialGraphNetwork
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops._edge_embedding_reference import radial as bessel_embedding
 
 logger = logging.getLogger("fastmlip")
+ROUNDINGS = 16  # of the largest force of a frame: below, its error is not the spline's
+MARGIN = 2.0  # for structures whose bonds all have the length where the spline is worst
 INTERVALS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 #: the tolerance of the modifier ``enable_FastMLIP_tabulated``, which NequIP's commands name
 #: without arguments
@@ -48,103 +53,130 @@ def tabulate_(
             "interaction blocks and "
             f"{len(bessels)} Bessel embeddings that fastmlip accelerates (see fastmlip.summary)"
         )
-    probes = list(_probes(model, structures))
     for block in blocks:
         block.spline = None
+        for folding in block.maps.values():
+            folding.folded = None
+        while block.refusals:
+            block.refusals.pop().remove()
     model.requires_grad_(False).eval()
-    exact = [_forces(model, probe) for probe in probes]
-    best = (float("inf"), 0)
-    for intervals in INTERVALS:
-        for block in blocks:
-            block.spline = _fit(block, bessels[0], intervals)
-        found = [_forces(model, probe) for probe in probes]
-        error = max((f - e).abs().max().item() for f, e in zip(found, exact, strict=True))
-        logger.info("%d intervals: max |dF| %.1e eV/Angstrom", intervals, error)
-        best = min(best, (error, intervals))
-        if error <= tol:
-            break
-    else:
-        for block in blocks:
-            block.spline = None
-        raise ValueError(
-            f"tol: {tol:.1e} eV/Angstrom was not reached: max |dF| is {best[0]:.1e} at best, with "
-            f"{best[1]} intervals, for forces up to {max(e.abs().max().item() for e in exact):.1e} "
-            f"in {next(blocks[0].linear_1.parameters()).dtype}. Finer grids add rounding: give a "
-            "larger tol, or structures whose forces are smaller"
-        )
+    with without_ghost_exchange(model):
+        intervals, found = _refine(model, blocks, bessels[0], tol, structures)
+    networks = [_network(block, bessels[0]) for block in blocks]
+    errors = [b.spline.error(f) for b, f in zip(blocks, networks, strict=True)]
+    metadata = {
+        "intervals": str(intervals),
+        "max_force_error": f"{found.error:.1e}",
+        "tolerance": f"{tol:.1e}",
+        "max_force": f"{found.force:.1e}",
+        "probed_from": f"{found.shortest:.2f}",
+        "max_weight_error": f"{max(value for value, _ in errors):.1e}",
+        "max_slope_error": f"{max(slope for _, slope in errors):.1e}",
+    }
     for block in blocks:
         for name in ("linear_1", "linear_2"):
             block.maps[name].folded = block.maps[name].fold(getattr(block, name))
-        if block.type_embed:
-            sc, attrs = block.maps["sc"], block.type_embed[0].embed_module.weight
-            sc.folded = sc.fold(block.sc, attrs)
-        block.table_metadata = {
-            "fastmlip_table_intervals": str(intervals),
-            "fastmlip_table_max_force_error": f"{error:.1e}",
-            "fastmlip_table_tolerance": f"{tol:.1e}",
-        }
+        block.is_named_in_metadata = block is blocks[-1]
+        block.table_metadata = {f"fastmlip_table_{key}": text for key, text in metadata.items()}
+    _fold_self_connections(model)
+    parts = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    blocks[-1].refusals = [m.register_load_state_dict_pre_hook(refuse_state) for m in parts]
 
 
-def _fit(block: Any, bessel: Any, intervals: int) -> RadialSpline:
+def refuse_state(*args: Any) -> None:
+    """Before a state dict is loaded: tables and folded weights are no part of it, and would not
+    follow."""
+    raise RuntimeError(
+        "a tabulated model takes no state dict, its tables are made of the weights it has: load "
+        "into the model that it was made of, then tabulate that"
+    )
+
+
+class Found(NamedTuple):
+    """The largest error of a force component, with :data:`MARGIN`, the largest force, in
+    eV/Angstrom, and the shortest distance over r_max, of all probes."""
+
+    error: float
+    force: float
+    shortest: float
+
+
+def _refine(model: Any, blocks: list[Any], bessel: Any, tol: float, structures: Any):
+    """Put splines into the blocks; the number of their intervals and :class:`Found`."""
+    frames = [
+        *((frame, False) for frame in probes.ordinary(model, structures)),
+        *((frame, True) for frame in probes.short(model)),
+    ]
+    exact = [_forces(model, frame) for frame, _ in frames]
+    forces = [force.abs().max().item() for force in exact]
+    eps = torch.finfo(next(blocks[0].linear_1.parameters()).dtype).eps
+    rounding = [ROUNDINGS * eps * force for force in forces]
+    # atoms nearer than in any simulation may have forces without enough digits
+    allowed = [
+        max(tol, least) if is_short else tol
+        for (_, is_short), least in zip(frames, rounding, strict=True)
+    ]
+    shortest = min(probes.shortest(model, frame) for frame, _ in frames)
+    best = (float("inf"), 0)
+    for intervals in INTERVALS:
+        for block in blocks:
+            network = _network(block, bessel)
+            weight = next(block.edge_mlp.parameters())
+            spline = RadialSpline.fit(network, intervals, weight.dtype)
+            block.spline = spline.to(weight.device)
+        found = [_forces(model, frame) for frame, _ in frames]
+        errors = [(f - e).abs().max().item() for f, e in zip(found, exact, strict=True)]
+        errors = [
+            error if error <= least else MARGIN * error
+            for error, least in zip(errors, rounding, strict=True)
+        ]
+        logger.info("%d intervals: max |dF| %.1e eV/Angstrom", intervals, max(errors))
+        best = min(best, (max(errors), intervals))
+        if all(error <= bound for error, bound in zip(errors, allowed, strict=True)):
+            return intervals, Found(max(errors), max(forces), shortest)
+    for block in blocks:
+        block.spline = None
+    raise ValueError(
+        f"tol: {tol:.1e} eV/Angstrom was not reached: max |dF| is {best[0]:.1e} at best, with "
+        f"{best[1]} intervals, for forces up to {max(forces):.1e} "
+        f"in {next(blocks[0].linear_1.parameters()).dtype}. Finer grids add rounding: give a "
+        "larger tol, or structures whose forces are smaller"
+    )
+
+
+def _fold_self_connections(model: torch.nn.Module) -> None:
+    networks: list[Any] = [m for m in model.modules() if isinstance(m, FastSequentialGraphNetwork)]
+    for network in networks:
+        _, path = network.what_is_shared()
+        embed = network.get_submodule(path) if path else None
+        for block in network.modules():
+            if isinstance(block, FastInteractionBlock) and folds(block, embed):
+                _fold_self_connection(block, embed)
+
+
+def _fold_self_connection(block: Any, embed: Any) -> None:
+    sc = block.maps["sc"]
+    sc.folded = sc.fold(block.sc, embed.embed_module.weight)
+
+
+def _network(block: Any, bessel: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The radial network of a block in float64, a function of the normalised distances ``[n]``."""
     network = copy.deepcopy(block.edge_mlp).double().cpu()
     roots = bessel.bessel_weights.detach().double().cpu()
-    weight = next(block.edge_mlp.parameters())
 
     def weights(x: torch.Tensor) -> torch.Tensor:
         return network(bessel_embedding(x.reshape(-1, 1), roots, bessel.p, bessel.factor)[0])
 
-    return RadialSpline.fit(weights, intervals, weight.dtype).to(weight.device)
+    return weights
 
 
-def _forces(model: Any, probe: dict[str, torch.Tensor]) -> torch.Tensor:
-    return model(dict(probe))["forces"].detach()
-
-
-# ---------------------------------------------------------------- structures to compare forces on
-
-
-def _probes(model: Any, structures: Iterable[Any] | None) -> Iterable[dict[str, torch.Tensor]]:
-    from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase, from_dict
-
-    metadata = model.metadata
-    r_max, type_names = float(metadata["r_max"]), metadata["type_names"].split(" ")
-    device = next(model.parameters()).device
-    if structures is None:
-        frames = [from_dict(frame) for frame in _disordered(r_max, len(type_names))]
-    else:
-        frames = []
-        for atoms in structures:
-            data = from_ase(atoms)
-            types = _types(atoms.get_chemical_symbols(), type_names)
-            data[AtomicDataDict.ATOM_TYPE_KEY] = torch.tensor(types)
-            frames.append(data)
-        if not frames:
-            raise ValueError("structures: expected at least one ase.Atoms, got none")
-    for data in frames:
-        data = compute_neighborlist_(data, r_max=r_max)
-        yield AtomicDataDict.to_(data, device)
-
-
-def _types(symbols: Sequence[str], type_names: Sequence[str]) -> list[int]:
-    unknown = sorted(set(symbols) - set(type_names))
-    if unknown:
-        raise ValueError(f"structures: {unknown} are not among the model's types {type_names}")
-    return [type_names.index(symbol) for symbol in symbols]
-
-
-def _disordered(r_max: float, num_types: int) -> Iterable[dict[str, Any]]:
-    """Simple cubic cells at three densities, more and more disordered, with all types, whose
-    distances fill the range from r_max / 4 on."""
-    generator = torch.Generator().manual_seed(0)
-    corner = torch.cartesian_prod(*[torch.arange(3, dtype=torch.float64)] * 3)
-    for spacing, disorder in ((0.6, 0.05), (0.5, 0.1), (0.42, 0.15)):
-        noise = disorder * torch.randn(corner.shape, generator=generator, dtype=torch.float64)
-        yield {
-            "pos": (corner + noise) * spacing * r_max,
-            "cell": torch.eye(3, dtype=torch.float64) * 3 * spacing * r_max,
-            "pbc": torch.ones(3, dtype=torch.bool),
-            "atom_types": torch.randint(0, num_types, (len(corner),), generator=generator),
-        }
+def _forces(model: Any, frame: dict[str, torch.Tensor]) -> torch.Tensor:
+    pos = frame["pos"].clone().requires_grad_()
+    with torch.enable_grad():
+        out = model({**frame, "pos": pos})
+        if "forces" not in out:  # a model of energies alone
+            return -torch.autograd.grad(out["total_energy"].sum(), pos)[0]
+    return out["forces"].detach()
 
 
 # ---------------------------------------------------------------- the command

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastmlip.integrations import inner
 from fastmlip.integrations.nequip.forwards import objection
 from fastmlip.nn import TensorProductConv
 from fastmlip.problem import TensorProductProblem, clebsch_gordan
@@ -41,7 +42,14 @@ class FastTensorProductScatter(torch.nn.Module):
         edge_src: torch.Tensor,
     ) -> torch.Tensor:
         """``[N, irreps_mid.dim]``; N counts the rows of ``x``, ghost atoms included."""
+        if altered := self.altered():
+            raise RuntimeError(f"accelerated by fastmlip: {altered}; put it on the stock model")
         return self.conv(x, edge_attr, edge_weight, edge_dst, edge_src)
+
+    @torch.compiler.assume_constant_result
+    def altered(self) -> str:
+        """What was put onto e3nn's product after the swap; empty where there is nothing."""
+        return inner.why_not([("tp", self.tp)])
 
 
 def unsupported(module: torch.nn.Module) -> str:
@@ -50,6 +58,8 @@ def unsupported(module: torch.nn.Module) -> str:
     if missing:
         return f"an unknown version of NequIP's class, without {', '.join(missing)}"
     tp: Any = module.tp
+    if inner.kind(tp) != "TensorProduct":
+        return f"its tensor product is a {inner.kind(tp)}"
     if getattr(tp, "shared_weights", True) or getattr(tp, "internal_weights", True):
         return "its weights are shared between edges"
     try:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fastmlip.integrations import inner
 from fastmlip.nn import ZBL
 
 HOST_ATTRIBUTES = (
@@ -41,4 +42,4 @@ def unsupported(module: torch.nn.Module) -> str:
     name = getattr(cutoff, "original_name", type(cutoff).__name__)  # of a scripted module, too
     if name != "PolynomialCutoff" or not hasattr(cutoff, "p"):
         return f"its cutoff is a {name}, not a PolynomialCutoff"
-    return ""
+    return inner.why_not(module.named_modules())

@@ -1,0 +1,161 @@
+"""Allegro's layers, ``Allegro_Module``, on :func:`fastmlip.ops.env_sum` and
+:func:`fastmlip.ops.contraction`.
+
+What takes its place is of a class derived from the host's own, with the same modules inside. On a
+GPU, and under autocast, it is the host's forward. Otherwise features are ``[E, dim, U]``, channels
+innermost, from the first layer to the last, and the order of the edges is found once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastmlip import backend, nn, ops
+from fastmlip.integrations.allegro import channels
+from fastmlip.integrations.derived import Derived, derive
+from fastmlip.ops.contraction import strided_problem
+
+HOST_ATTRIBUTES = (
+    "latents", "tps", "_env_weighter", "first_layer_env_embed_projection", "num_scalar_features",
+    "num_tensor_features", "avg_num_neighbors_norm", "tensor_basis_in_field",
+    "tensor_features_in_field", "scalar_in_field", "scalar_out_field", "_n_scalar_outs",
+)  # fmt: skip
+CONTRACTER_ATTRIBUTES = (
+    "irreps_in1", "irreps_in2", "irreps_out", "instructions", "irrep_normalization", "num_paths",
+    "weights", "w3j", "w3j_is_ij_diagonal", "path_channel_coupling", "mul",
+)  # fmt: skip
+
+Data = dict[str, Any]
+
+
+def is_cpp(t: torch.Tensor) -> bool:
+    """Whether the C++ operators run on ``t``, in its own dtype."""
+    return backend.choose(t) == "cpp" and not torch.is_autocast_enabled(t.device.type)
+
+
+class FastAllegro(Derived):
+    """What the derived class has in place of the host's."""
+
+    env_sum: nn.EnvSum
+    contractions: torch.nn.ModuleList  # one for each of tps
+
+    def forward(self: Any, data: Data) -> Data:
+        """``data`` with the scalars of all layers."""
+        if is_cpp(data[self.scalar_in_field]):
+            return _forward(self, data)
+        return super().forward(data)  # type: ignore[misc]
+
+
+class FastContracter(torch.nn.Module):
+    """Nothing takes the place of a ``Contracter``: a FastAllegro computes what it would."""
+
+
+def _forward(layers: Any, data: Data) -> Data:
+    from nequip.data import AtomicDataDict
+
+    edge_dst, edge_attr = data["edge_index"][0], data[layers.tensor_basis_in_field]
+    nodes = AtomicDataDict.num_nodes(data)
+    order = ops.edge_order(edge_dst, edge_dst, nodes)
+    irreps, scalars = channels.irreps_of(layers._env_weighter), layers.num_scalar_features
+    features = data.pop(channels.FACTORS, None)  # factors of the features, with edge_attr
+    factor: torch.Tensor | None = edge_attr
+    if features is None:
+        features, factor = data[layers.tensor_features_in_field].mT, None
+
+    embedding = data[layers.scalar_in_field]
+    projection = layers.first_layer_env_embed_projection
+    own, *env_weight = channels.weights(projection, embedding, scalars, irreps)
+    collected = [own]
+    for contraction, tp, latent in zip(
+        layers.contractions, layers.tps, layers.latents, strict=True
+    ):
+        env = layers.env_sum(env_weight[0], edge_attr, edge_dst, nodes, order)
+        data["node_features"] = env.flatten(1)
+        env = layers.avg_num_neighbors_norm(data)["node_features"].view_as(env)
+        features = contraction(features, env, path_weights(tp), edge_dst, factor, order)
+        factor = None
+        row = torch.cat([*collected, features[:, 0]], 1)
+        own, *env_weight = channels.weights(latent, row, scalars, irreps)
+        collected.append(own)
+    data["node_features"] = env.mT.flatten(1)
+    data[layers.scalar_out_field] = torch.cat(collected, 1)
+    return data
+
+
+def path_weights(tp: Any) -> torch.Tensor:
+    """``[paths, U]`` of a ``Contracter``, which has ``[U, paths]``, or ``[paths]`` for all
+    channels, and no dimension for a single path."""
+    weights = tp.weights if tp.num_paths > 1 else tp.weights.unsqueeze(-1)
+    return weights.mT if tp.path_channel_coupling else weights.unsqueeze(1).expand(-1, tp.mul)
+
+
+def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
+    """The same modules in one of the fast class."""
+    new = derive(FastAllegro, old)
+    new.env_sum = nn.EnvSum(new.tps[0].irreps_in2)
+    new.contractions = torch.nn.ModuleList(nn.Contraction(_problem(tp)) for tp in new.tps)
+    return new
+
+
+def _problem(tp: Any) -> Any:
+    normalization = tp.irrep_normalization or "none"
+    return strided_problem(tp.irreps_in1, tp.irreps_in2, tp.irreps_out, normalization)
+
+
+def judge_contracter(module: Any, model: torch.nn.Module) -> str | None:
+    """None in an ``Allegro_Module`` that is swapped or will be, the row of which says so."""
+    for owner in model.modules():
+        if any(module is tp for tp in getattr(owner, "tps", ())):
+            if isinstance(owner, FastAllegro) or not unsupported(owner):
+                return None
+            return unsupported_contracter(module) or "the Allegro_Module around it is not swapped"
+    return "it is not a part of an Allegro_Module"
+
+
+def unsupported_contracter(tp: Any) -> str:
+    """Why a ``Contracter`` cannot be taken over; empty where it can."""
+    if type(tp).__name__ != "Contracter":
+        return f"{type(tp).__name__} is another accelerated kernel already"
+    missing = [name for name in CONTRACTER_ATTRIBUTES if not hasattr(tp, name)]
+    if missing:
+        return f"an unknown version of Contracter, without {', '.join(missing)}"
+    if tp.instructions is not None:
+        return "its paths are chosen by hand"
+    try:
+        problem = _problem(tp)
+    except ValueError as error:
+        return str(error)
+    if problem.weight_numel != tp.num_paths:
+        return f"it has {tp.num_paths} paths, not {problem.weight_numel}"
+    return _other_clebsch_gordan(tp, problem)
+
+
+def _other_clebsch_gordan(tp: Any, problem: Any) -> str:
+    """A model may bring its own e3nn; some versions before 0.5 have other signs in these tables."""
+    ours = torch.zeros(problem.weight_numel, problem.dim_in1, problem.dim_in2, problem.dim_out)
+    for number, p in enumerate(problem.paths):
+        for i, j, k, value in p.cg:
+            ours[number, p.in1_offset + i, p.in2_offset + j, p.out_offset + k] = value
+    if tp.w3j_is_ij_diagonal:
+        ours = ours.sum(2)
+    theirs = tp.w3j.detach().cpu().float().reshape(-1)
+    if theirs.shape != ours.reshape(-1).shape or (theirs - ours.reshape(-1)).abs().max() > 1e-5:
+        return "its Wigner 3j symbols differ from those of the installed e3nn"
+    return ""
+
+
+def unsupported(module: Any) -> str:
+    """Why an ``Allegro_Module`` cannot be swapped; empty where it can."""
+    missing = [name for name in HOST_ATTRIBUTES if not hasattr(module, name)]
+    if missing:
+        return f"an unknown version of Allegro's class, without {', '.join(missing)}"
+    if any(count != 1 for count in module._n_scalar_outs):
+        return "its layers hand on more than one scalar a channel"
+    reasons = [channels.unsupported_weighter(module._env_weighter)]
+    reasons += [unsupported_contracter(tp) for tp in module.tps]
+    mlps = {"projection": [module.first_layer_env_embed_projection], "latent": module.latents}
+    reasons += [channels.unsupported(mlp, name) for name, several in mlps.items()
+                for mlp in several]  # fmt: skip
+    return next((reason for reason in reasons if reason), "")

@@ -1,0 +1,141 @@
+"""Structures on which forces of a tabulated model are compared with those of its networks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+Frame = dict[str, Any]
+SHORTEST = 0.1  # distance over r_max; a bond of hydrogen is 0.12 to 0.18 of 6 Angstrom
+CLUSTERS = 1000  # dimers, and as many trimers, at most: 44 types have fewer pairs
+
+
+def ordinary(model: Any, structures: Iterable[Any] | None) -> Iterator[Frame]:
+    """The user's structures, or disordered cells."""
+    r_max, type_names = _about(model)
+    if structures is None:
+        yield from _finished(model, _disordered(r_max, len(type_names)))
+        return
+    from nequip.data import AtomicDataDict, from_ase
+
+    frames = []
+    for atoms in structures:
+        frame = from_ase(atoms)
+        types = _types(atoms.get_chemical_symbols(), type_names)
+        frame[AtomicDataDict.ATOM_TYPE_KEY] = torch.tensor(types)
+        frames.append(frame)
+    if not frames:
+        raise ValueError("structures: expected at least one ase.Atoms, got none")
+    yield from _finished(model, frames)
+
+
+def short(model: Any) -> Iterator[Frame]:
+    """Bonds from :data:`SHORTEST` on: molecules as dense as water, and dimers and trimers of all
+    pairs of types, or of :data:`CLUSTERS` of them."""
+    r_max, type_names = _about(model)
+    generator = torch.Generator().manual_seed(1)
+    yield from _finished(
+        model,
+        [
+            _molecules(r_max, len(type_names), generator),
+            _clusters(r_max, len(type_names), generator),
+        ],
+    )
+
+
+def shortest(model: Any, frame: Frame) -> float:
+    """The shortest distance in a frame over r_max."""
+    from nequip.nn.utils import with_edge_vectors_
+
+    lengths = with_edge_vectors_(dict(frame))["edge_lengths"]
+    return lengths.min().item() / _about(model)[0] if lengths.numel() else math.inf
+
+
+def _about(model: Any) -> tuple[float, list[str]]:
+    return float(model.metadata["r_max"]), model.metadata["type_names"].split(" ")
+
+
+def _finished(model: Any, frames: Iterable[Frame]) -> Iterator[Frame]:
+    from nequip.data import AtomicDataDict, compute_neighborlist_, from_dict
+
+    device = next(model.parameters()).device
+    for frame in frames:
+        data = compute_neighborlist_(from_dict(frame), r_max=_about(model)[0])
+        yield AtomicDataDict.to_(data, device)
+
+
+def _types(symbols: Sequence[str], type_names: Sequence[str]) -> list[int]:
+    unknown = sorted(set(symbols) - set(type_names))
+    if unknown:
+        raise ValueError(f"structures: {unknown} are not among the model's types {type_names}")
+    return [type_names.index(symbol) for symbol in symbols]
+
+
+def _disordered(r_max: float, num_types: int) -> Iterator[Frame]:
+    """Simple cubic cells at three densities, more and more disordered, with all types, whose
+    distances fill the range from r_max / 4 on."""
+    generator = torch.Generator().manual_seed(0)
+    for spacing, disorder in ((0.6, 0.05), (0.5, 0.1), (0.42, 0.15)):
+        noise = disorder * torch.randn(27, 3, generator=generator, dtype=torch.float64)
+        types = torch.randint(0, num_types, (27,), generator=generator)
+        yield _frame((_cubic(27) + noise) * spacing * r_max, 3 * spacing * r_max, types)
+
+
+def _molecules(r_max: float, num_types: int, generator: torch.Generator) -> Frame:
+    """27 trimers on a simple cubic lattice, with bonds of the first tenth of r_max beyond
+    :data:`SHORTEST`."""
+    bonds = torch.linspace(SHORTEST, 1.8 * SHORTEST, 54, dtype=torch.float64)
+    bonds = bonds[torch.randperm(54, generator=generator)].view(27, 2)
+    trimers = _trimers(bonds, generator) + 0.5 * _cubic(27)[:, None]
+    types = torch.randint(0, num_types, (81,), generator=generator)
+    return _frame(trimers.view(-1, 3) * r_max, 1.5 * r_max, types)
+
+
+def _clusters(r_max: float, num_types: int, generator: torch.Generator) -> Frame:
+    """Dimers and trimers two r_max apart, with bonds up to 4 times :data:`SHORTEST`."""
+    pairs = torch.tensor(list(itertools.combinations_with_replacement(range(num_types), 2)))
+    pairs = pairs.repeat(-(-64 // len(pairs)), 1)  # enough distances where types are few
+    pairs = pairs[torch.randperm(len(pairs), generator=generator)][:CLUSTERS]
+    third = torch.randint(0, num_types, (len(pairs), 1), generator=generator)
+    bonds = SHORTEST * 4 ** torch.linspace(0, 1, len(pairs), dtype=torch.float64)
+    bonds = bonds[torch.stack([torch.randperm(len(pairs), generator=generator) for _ in "ab"], 1)]
+    places = 2.0 * _cubic(2 * len(pairs))[:, None]
+    trimers = _trimers(bonds, generator) + places[: len(pairs)]
+    dimers = _trimers(bonds, generator)[:, :2] + places[len(pairs) :]
+    positions = torch.cat([trimers.flatten(0, 1), dimers.flatten(0, 1)])
+    types = torch.cat([torch.cat([pairs, third], 1).flatten(), pairs.flatten()])
+    side = 2.0 * math.ceil((2 * len(pairs)) ** (1 / 3) - 1e-9)
+    return _frame(positions * r_max, side * r_max, types)
+
+
+def _trimers(bonds: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """``[n, 3, 3]``: an atom and two at the distances ``bonds [n, 2]``, at least 60 degrees apart,
+    so that these two are not nearer to each other."""
+    directions = torch.randn(2, len(bonds), 3, generator=generator, dtype=torch.float64)
+    first, other = torch.nn.functional.normalize(directions, dim=-1)
+    across = torch.nn.functional.normalize(torch.linalg.cross(first, other), dim=-1)
+    across = torch.linalg.cross(across, first)
+    angle = torch.rand(len(bonds), 1, generator=generator, dtype=torch.float64)
+    angle = (angle * 2 + 1) * math.pi / 3
+    second = first * angle.cos() + across * angle.sin()
+    zero = torch.zeros_like(first)
+    return torch.stack([zero, first * bonds[:, :1], second * bonds[:, 1:]], 1)
+
+
+def _cubic(number: int) -> torch.Tensor:
+    """``[number, 3]``: the first sites of a simple cubic lattice in a cube."""
+    side = math.ceil(number ** (1 / 3) - 1e-9)
+    return torch.cartesian_prod(*[torch.arange(side, dtype=torch.float64)] * 3)[:number]
+
+
+def _frame(positions: torch.Tensor, side: float, types: torch.Tensor) -> Frame:
+    return {
+        "pos": positions,
+        "cell": torch.eye(3, dtype=torch.float64) * side,
+        "pbc": torch.ones(3, dtype=torch.bool),
+        "atom_types": types,
+    }

@@ -1,0 +1,159 @@
+"""NequIP's ``SequentialGraphNetwork``, the modules of a model one after the other.
+
+It runs as the host's own does. It owns what its layers share in one call, such as the order of the
+edges (:class:`~fastmlip.integrations.nequip.edges.Shared`): nothing of it comes in from another
+model, and nothing goes out. Layers share only where every module is one whose effect on the data is
+known, and none has hooks. Then
+
+- node attributes are a function of the type, where a ``NodeTypeEmbed`` makes them: layers fold
+  their self-connection by type;
+- edges stay the same from layer to layer: their order and pairs are found once;
+- no module reads the gradients of single edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fastmlip.integrations import inner
+from fastmlip.integrations.derived import Derived, derive
+from fastmlip.integrations.nequip import interaction_block
+from fastmlip.integrations.nequip.edges import SHARED, Shared
+
+ROWS = {"Sequential", "SequentialGraphNetwork", "FastSequentialGraphNetwork"}
+BLOCKS = {"InteractionBlock", "FastInteractionBlock"}
+# what may stand before the last layer, and behind it, where node and edge attributes are read
+BEFORE = {
+    "NodeTypeEmbed", "SphericalHarmonicEdgeAttrs", "EdgeLengthNormalizer",
+    "BesselEdgeLengthEncoding", "ComputedAtEnd", "FastEdgeLengthNormalizer",
+    "FastBesselEdgeLengthEncoding", "ConvNetLayer",
+}  # fmt: skip
+BEHIND = {
+    "ScalarMLP", "AtomwiseLinear", "AtomwiseReduce", "PerTypeScaleShift", "FastPerTypeScaleShift",
+    "ZBL", "FastZBL", "LennardJones", "SimpleLennardJones", "ApplyFactor", "SaveForOutput",
+}  # fmt: skip
+# fields that depend on single edges, in the order in which they are computed
+OF_EDGES = (
+    "edge_vectors", "edge_lengths", "normed_edge_lengths", "edge_attrs", "edge_cutoff",
+    "edge_embedding",
+)  # fmt: skip
+
+Data = dict[str, Any]
+
+
+class FastSequentialGraphNetwork(Derived):
+    """What the derived class has in place of the host's.
+
+    Attributes:
+        per_edge_gradients: whether gradients with respect to edge vectors are to be every edge's
+            own while a ``ForceStressOutput`` computes forces. Where it is off, an edge and its
+            reverse share the gradient of their radial network then, on which forces and the total
+            stress do not depend.
+    """
+
+    per_edge_gradients: bool
+    look: inner.Look
+
+    @property
+    def remark(self: Any) -> str:
+        """For the summary."""
+        reason, _ = self.what_is_shared()
+        if reason:
+            return f"every layer by itself: {reason}"
+        return "per_edge_gradients" if self.per_edge_gradients else ""
+
+    def forward(self: Any, data: Data, forces_only: bool = False) -> Data:
+        """``data`` after all modules.
+
+        Args:
+            forces_only: the caller is the only one that differentiates the energy, and does so with
+                respect to positions and to a strain of all of them.
+        """
+        reason, path = ("", "") if SHARED in data else self.what_is_shared()
+        if SHARED in data or reason:
+            return super().forward(data)  # type: ignore[misc]
+        pairs = forces_only and not self.per_edge_gradients and "edge_vectors" not in data
+        shared = Shared(self.get_submodule(path) if path else None, pairs)
+        data = super().forward({**data, SHARED: shared})  # type: ignore[misc]
+        del data[SHARED]
+        if pairs:
+            # the energy does not depend on what goes out: asked for their gradients, torch says so
+            for name in OF_EDGES:
+                if name in data:
+                    data[name] = data[name].view_as(data[name])
+        return data
+
+    @torch.compiler.assume_constant_result  # it looks at modules alone
+    def what_is_shared(self: Any) -> tuple[str, str]:
+        """Why layers must share nothing, empty where they may; and the path of the module that node
+        attributes of all layers are a function of the type by, empty where they may be anything."""
+        return self.look(lambda: _look(self))
+
+
+def _look(network: Any) -> tuple[tuple[str, str], list[torch.nn.Module]]:
+    """What :meth:`what_is_shared` says, and the modules that this depends on."""
+    row = [(path, module, inner.kind(module)) for path, module in _flat(network)]
+    parts, altered = [(path, module) for path, module, _ in row], ""
+    for path, module, kind in row:
+        if kind == "ConvNetLayer":
+            parts.append((f"{path}.conv", module.conv))
+            parts += [(f"{path}.conv.{n}", m) for n, m in interaction_block.parts(module.conv)]
+            if isinstance(module.conv, interaction_block.FastInteractionBlock):
+                altered = altered or interaction_block.unsupported_parts(module.conv)
+        elif kind == "NodeTypeEmbed":
+            parts.append((f"{path}.embed_module", module.embed_module))
+    reason = _unknown(row) or inner.why_not(parts) or altered
+    return (reason, _embedding(row)), [network, *(module for _, module in parts)]
+
+
+def _unknown(row: list[tuple[str, Any, str]]) -> str:
+    layers = [at for at, (_, _, kind) in enumerate(row) if kind == "ConvNetLayer"]
+    for at, (path, module, kind) in enumerate(row):
+        known = kind in (BEFORE if layers and at <= layers[-1] else BEHIND) or kind in ROWS
+        if kind == "ApplyFactor" and layers and at < layers[0]:
+            known = module.out_field == "edge_embedding"
+        elif kind == "ConvNetLayer":
+            known = inner.kind(module.conv) in BLOCKS
+        if not known:
+            return f"{path} is a {kind}, whose effect on the data is not known here"
+    return ""
+
+
+def _embedding(row: list[tuple[str, Any, str]]) -> str:
+    kinds = [kind for _, _, kind in row]
+    if kinds.count("NodeTypeEmbed") != 1:
+        return ""
+    at = kinds.index("NodeTypeEmbed")
+    path, embed, _ = row[at]
+    table = embed.embed_module
+    by_type = not getattr(embed, "do_categorical_graph_field_embed", True)
+    plain = inner.kind(table) == "Embedding" and table.max_norm is None
+    return path if by_type and plain and "ConvNetLayer" not in kinds[:at] else ""
+
+
+def _flat(row: torch.nn.Module, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The modules of a sequence with their paths, those of sequences in it behind these."""
+    for name, module in row.named_children():
+        yield path + name, module
+        if inner.kind(module) in ROWS:
+            yield from _flat(module, f"{path}{name}.")
+
+
+def judge(module: torch.nn.Module, model: torch.nn.Module) -> str | None:
+    """Empty for a ``SequentialGraphNetwork`` with layers that are swapped; None for any other."""
+    for part in module.modules():
+        if isinstance(part, interaction_block.FastInteractionBlock):
+            return ""
+        if type(part).__name__ == "InteractionBlock" and interaction_block.judge(part, model) == "":
+            return ""
+    return None
+
+
+def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
+    """The same modules in one of the fast class."""
+    new = derive(FastSequentialGraphNetwork, old)
+    new.per_edge_gradients, new.look = False, inner.Look()
+    return new
