@@ -72,10 +72,9 @@ def pytest_report_collectionfinish(config, items):
     """Said before the first step runs, see ``COLLECTED`` of run.py."""
     blocks = config.getoption("--blocks")
     steps = [item.function.__name__ for item in items]
-    return (
-        f"{len(steps) // blocks} rows, each {blocks} times: about {default_run.minutes(steps)} "
-        "minutes on 2 cores"
-    )
+    times = "once" if blocks == 1 else f"{blocks} times"
+    minutes = default_run.minutes(steps)
+    return f"{len(steps) // blocks} rows, {times} each: about {minutes} min on 2 cores"
 
 
 @pytest.fixture

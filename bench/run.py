@@ -23,7 +23,7 @@ SUITE = Path(__file__).resolve().parent
 # what pytest -v prints of a row that is done: its name, the outcome, "[ 12/280]"
 DONE = re.compile(r"^(\S.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b.*\[\s*(\d+)/(\d+)\]")
 NO_ROWS = 5  # pytest's exit status
-COLLECTED = re.compile(r"^\d+ rows, each \d+ times: about \d+ minutes")
+COLLECTED = re.compile(r"^\d+ rows, (once|\d+ times) each: about \d+ min")
 EVERY = 10.0  # seconds between two lines of progress, where there is no terminal
 Show = Callable[[str, int, int], None]  # of a step: its name, its number, and how many there are
 
@@ -118,6 +118,7 @@ def _bar(screen: Console) -> Iterator[Show]:
 @contextlib.contextmanager
 def _lines(screen: Console) -> Iterator[Show]:
     """For a file or a pipe: a line from time to time, after the first step and after the last."""
+    screen.print("importing")
     start = perf_counter()
     last = -EVERY
 

@@ -95,10 +95,20 @@ def _linear(x, weight, types, tables, *_) -> int:
     return 2 * x.shape[0] * int((paths[:, 1] * paths[:, 3] * paths[:, 4]).sum())
 
 
+def _mlp(x, x2, weights, *_) -> int:
+    return 2 * x.shape[0] * weights.numel()
+
+
+def _mlp_backward(grad, grad2, x, x2, weights, kept, widths, split, wants_dweights) -> int:
+    return (2 if wants_dweights else 1) * _mlp(x, x2, weights)
+
+
 FORMULAS: dict[str, Callable[..., int]] = {
     "radial_conv_cpu": _conv,
     "radial_conv_backward_cpu": _conv_backward,
     "irreps_linear_cpu": _linear,
+    "scalar_mlp_cpu": _mlp,
+    "scalar_mlp_backward_cpu": _mlp_backward,
 }
 UNCOUNTED = (
     "gate_cpu", "gate_backward_cpu", "edge_embedding_cpu", "edge_embedding_backward_cpu",

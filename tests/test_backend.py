@@ -1,10 +1,13 @@
 """Which implementation runs: by rule, by name, and what happens where it is missing."""
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 
 import fastmlip
 from fastmlip import BackendUnavailableError, backend, use_backend
-from fastmlip.testing import OPERATORS, make_inputs
+from fastmlip.testing import OPERATORS, assert_close, make_inputs
 from fastmlip.testing.process import run_python
 
 OP = OPERATORS["tensor_product_conv"]
@@ -27,7 +30,7 @@ def conv():
 # ---------------------------------------------------------------- by rule and by name
 
 
-@pytest.mark.skipif(backend._asked != "auto", reason="FASTMLIP_BACKEND is set")
+@pytest.mark.skipif(backend.asked() != "auto", reason="FASTMLIP_BACKEND is set")
 def test_cpu_tensors_run_the_cpp_kernels_without_being_asked(monkeypatch):
     assert backend.choose(torch.zeros(1)) == "cpp"
     assert fastmlip.info()["cpu tensors"] == "cpp"
@@ -36,16 +39,85 @@ def test_cpu_tensors_run_the_cpp_kernels_without_being_asked(monkeypatch):
 
 
 def test_a_named_backend_runs_inside_its_block_only():
-    before = backend._asked
+    before = backend.asked()
     with use_backend("reference"):
         assert backend.choose(torch.zeros(1)) == "reference"
         with use_backend("cpp"):
             assert backend.choose(torch.zeros(1)) == "cpp"
         assert backend.choose(torch.zeros(1)) == "reference"
-    assert backend._asked == before
+    assert backend.asked() == before
     with pytest.raises(KeyError), use_backend("reference"):
         raise KeyError
-    assert backend._asked == before
+    assert backend.asked() == before
+
+
+def test_blocks_of_two_threads_that_overlap():
+    """Each in its own; the first to enter is the first to leave, inside the other's block."""
+    entered, left, seen = threading.Event(), threading.Event(), []
+    before = backend.asked()
+
+    def second():
+        with use_backend("reference"):
+            entered.set()
+            assert left.wait(60)
+            seen.append(backend.asked())
+        seen.append(backend.asked())
+
+    other = threading.Thread(target=second)
+    with use_backend("cpp"):
+        other.start()
+        assert entered.wait(60)
+        seen.append(backend.asked())
+    left.set()
+    other.join(60)
+    assert seen == ["cpp", "reference", before]
+    assert backend.asked() == before
+
+
+def test_blocks_of_two_tasks_that_overlap():
+    async def task(name, mine, others):
+        with use_backend(name):
+            mine.set()
+            await others.wait()
+            await asyncio.sleep(0)
+            return backend.asked()
+
+    async def both():
+        first, second = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(task("cpp", first, second), task("reference", second, first))
+
+    before = backend.asked()
+    assert asyncio.run(both()) == ["cpp", "reference"]
+    assert backend.asked() == before
+
+
+@pytest.mark.skipif(backend.asked() != "auto", reason="FASTMLIP_BACKEND is set")
+def test_a_compiled_function_follows_the_block(monkeypatch):
+    """In each block, and in each thread, the graph of its backend; none is made twice."""
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    inputs = make_inputs(CASE)
+    tables = CASE.problem.tables()
+    compiled = torch.compile(
+        lambda x: OP.op(x, *inputs[1:], CASE.problem, tables), backend=keep, fullgraph=True
+    )
+
+    def run(name):
+        with use_backend(name):
+            return compiled(inputs.x)
+
+    results = [compiled(inputs.x)]
+    with ThreadPoolExecutor(2) as threads:
+        for name in ("reference", "cpp", "reference"):
+            results += [run(name), threads.submit(run, name).result()]
+    assert len(graphs) == 3
+    assert ["tensor_product_conv_cpu" in code for code in graphs] == [True, False, True]
+    for result in results:
+        assert_close(result, results[0])
 
 
 def test_unknown_name():

@@ -301,9 +301,9 @@ def test_rows_run_in_turns_and_a_row_that_fails_is_reported(tmp_path, monkeypatc
     assert result.exit_code == 1
     # no terminal here: what comes is said first, then each step, and the table is the end
     told = result.output.splitlines()
-    assert told[0] == "3 rows, each 2 times: about 1 minutes on 2 cores"
-    assert re.match(r"1 of 6 steps after \d+ s: bench_square\[0-peer\]", told[1])
-    assert told[6].startswith("6 of 6 steps")
+    assert told[:2] == ["importing", "3 rows, 2 times each: about 1 min on 2 cores"]
+    assert re.match(r"1 of 6 steps after \d+ s: bench_square\[0-peer\]", told[2])
+    assert told[7].startswith("6 of 6 steps")
     assert re.search(r"made_up +ones +forward +peer ", result.output)
     assert "2 rows failed and were not timed: bench_wrong[0], bench_wrong[1]" in result.output
     report = results.load(tmp_path / "out")
@@ -348,7 +348,7 @@ def collected(*options):
     assert done.returncode == 0, done.stdout + done.stderr
     steps = re.findall(r"<Function (bench_\w+)(?:\[(.*)\])?>", done.stdout)
     (said,) = [line for line in done.stdout.splitlines() if run.COLLECTED.match(line)]
-    return steps, int(re.search(r"about (\d+) minutes", said)[1])
+    return steps, int(re.search(r"about (\d+) min", said)[1])
 
 
 def test_a_default_run_takes_ten_minutes_and_has_every_operator_and_model():

@@ -282,7 +282,8 @@ def test_commands_of_all_pages_exist():
     commands = typer.main.get_command(app).commands
     lines = []
     for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")):
-        lines += re.findall(r"^fastmlip (?!-)(.*)$", page.read_text(), re.M)
+        for block in blocks(page, "sh"):
+            lines += re.findall(r"^fastmlip (?!-)(.*)$", block.values[0], re.M)
     assert len(lines) > 10
     for line in lines:
         words = shlex.split(line, comments=True)

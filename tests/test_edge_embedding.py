@@ -7,6 +7,7 @@ import torch
 from e3nn.o3 import SphericalHarmonics
 
 import fastmlip
+from fastmlip import use_backend
 from fastmlip.ops.edge_embedding import edge_embedding
 from fastmlip.spherical_harmonics import NORMALIZATIONS, scales, tables
 from fastmlip.testing import (
@@ -287,6 +288,15 @@ def test_errors_name_the_argument(change, error, message):
     arguments = {name: torch.ones(shape).double() for name, shape in GOOD.items()}
     with pytest.raises(error, match=message):
         edge_embedding(**{**arguments, "l_max": 1, **change})
+
+
+@pytest.mark.parametrize("bad", [(0, 2), (-1, 1), (1, -1)])
+def test_a_type_out_of_range_is_refused_by_the_reference_too(bad):
+    """Also where the pair of types is the number of another pair."""
+    arguments = {name: torch.ones(shape).double() for name, shape in GOOD.items()}
+    arguments |= {"rmax_recip": torch.ones(4).double(), "edge_type": torch.tensor([bad] * 4).T}
+    with use_backend("reference"), pytest.raises(RuntimeError, match="edge_type: every entry"):
+        edge_embedding(**arguments, l_max=1)
 
 
 def test_errors_of_the_modules_and_tables():

@@ -12,6 +12,7 @@ from torch.export import Dim
 from tracing import exported_on_gpu, values
 
 from fastmlip import backend
+from fastmlip.ops import edge_embedding
 from fastmlip.spherical_harmonics import tables
 from fastmlip.testing import OPERATORS, assert_same_derivatives, poison_empty
 from fastmlip.testing.process import run_interpreted
@@ -72,6 +73,20 @@ else:
     @pytest.mark.parametrize("name", ["one-root", "allegro-radial", "harmonics"])
     def test_parts_that_are_missing(name):
         check(name, edges=5, order=3)
+
+    @pytest.mark.parametrize("bad", [-1, 4, 2**40])
+    @pytest.mark.parametrize("end", [0, 1])
+    def test_a_type_out_of_range_is_refused(end, bad):
+        case = OP.cases["pairs-of-types"]
+        inputs = OP.make_inputs(case, torch.float64, 40)
+        inputs.edge_type[end, 7] = bad
+        with backend.use_backend("triton"), pytest.raises(RuntimeError, match="edge_type: "):
+            OP.op(*inputs, problem=case)
+
+    def test_a_table_of_another_degree_is_refused():
+        vec, one = torch.ones(4, 3).double(), torch.ones(1).double()
+        with backend.use_backend("triton"), pytest.raises(RuntimeError, match="tables: "):
+            edge_embedding(vec, one, one, l_max=2, tables=tables(1))
 
     @pytest.mark.parametrize("edges", [0, 1, 64, 65])
     def test_any_number_of_edges(edges):

@@ -9,6 +9,7 @@ import torch
 from fastmlip import nn, ops, use_backend
 from fastmlip.ops.gate import make_tables
 from fastmlip.testing import OPERATORS, assert_close, derivatives, poison_empty
+from fastmlip.testing.process import run_python
 
 OP = OPERATORS["gate"]
 
@@ -50,6 +51,48 @@ def test_small_and_large_numbers():
             error = (ops.gate(x, one) - want).abs() / want.abs().clamp_min(1e-30)
             error[x < -15] = 0  # silu goes to zero there, from numbers that are not normal
             assert error.max() <= tolerance, f"{activation} {dtype}: {error.max()}"
+
+
+EXTREMES = """
+    import torch
+    from fastmlip import ops
+    from fastmlip.ops.gate import ACTIVATIONS, Segment
+
+    def three(function, x):
+        x = x.detach().requires_grad_()
+        value = function(x)
+        (first,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), x)
+        return value.detach(), first.detach(), second
+
+    for dtype, around in ((torch.float32, 88.0), (torch.float64, 709.0)):
+        info = torch.finfo(dtype)
+        powers = torch.logspace(1, torch.tensor(info.max).log10() - 0.01, 300, dtype=torch.float64)
+        x = torch.cat([powers, around + torch.linspace(-3, 3, 301)]).to(dtype)
+        rest = [float("inf"), info.max, info.tiny, info.tiny / 8, 0.0, float("nan")]
+        x = torch.cat([x, torch.tensor(rest, dtype=dtype)])
+        x = torch.cat([x, -x, x / 2, -x / 2])[:, None]
+        for activation in ("silu", "tanh"):
+            segments = (Segment(0, 0, 0, 1, 0, activation, 1.0),)
+            got = three(lambda x: ops.gate(x, segments), x)
+            want = three(ACTIVATIONS[activation], x)
+            for order, (one, other) in enumerate(zip(got, want, strict=True)):
+                atol = 100 * info.eps if order or activation == "tanh" else 4 * info.tiny
+                torch.testing.assert_close(
+                    one, other, rtol=40 * info.eps, atol=atol, equal_nan=True,
+                    msg=lambda text: f"{activation} {dtype} derivative {order}: {text}",
+                )
+    print(torch.ops.fastmlip.isa())
+"""
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_numbers_of_any_size_are_those_of_torch(isa):
+    """Values and two derivatives, to infinity and NaN: a diverging model must not look sound."""
+    sets = ["portable", "avx2", "avx512"]
+    if sets.index(isa) > sets.index(torch.ops.fastmlip.isa()):
+        pytest.skip(f"this processor does not run {isa}")
+    assert run_python(EXTREMES, FASTMLIP_ISA=isa).strip() == isa
 
 
 def test_the_module_takes_other_dtypes():

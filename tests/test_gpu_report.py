@@ -50,6 +50,12 @@ def test_table_and_json(tmp_path):
     assert forward["model_seconds_per_edge"] == pytest.approx(20 / 3.35e12)
 
 
+def test_tables_are_whole_in_80_columns():
+    done = CliRunner().invoke(app, QUICK, env={"COLUMNS": "80"})
+    assert done.exit_code == 0 and "\N{HORIZONTAL ELLIPSIS}" not in done.output
+    assert all(heading in done.output for heading in ("model ns/edge", "FLOP/edge", "shuffle"))
+
+
 def test_csv(tmp_path):
     assert run("--out", str(tmp_path / "report.csv")).exit_code == 0
     rows = list(csv.DictReader((tmp_path / "report.csv").open()))

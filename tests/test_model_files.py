@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("nequip_state")
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    wide = {"COLUMNS": "1000", "TERMINAL_WIDTH": "1000"}  # so that paths are not folded
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=wide)
 
 
 def test_version_and_help():

@@ -10,6 +10,7 @@ from nequip.utils.aot import aot_export_model
 from nequip_cases import build, outputs, relative_error, structures
 
 import fastmlip
+from fastmlip.integrations.nequip.models import NequIPModel
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
@@ -40,3 +41,16 @@ def test_several_frames_and_a_lone_atom(form, tmp_path):
             found = dict(zip(names, compiled([data[key] for key in inputs]), strict=True))
         for name, expected in want.items():
             assert relative_error(found[name], expected) < bound, (batch, name)
+    _strides_are_seen_by_our_loader(compiled, names, inputs, data, found)
+
+
+def _strides_are_seen_by_our_loader(compiled, names, inputs, data, found):
+    """Compiled code reads memory as if it were contiguous."""
+    holder = torch.nn.Module()
+    holder.forward = lambda data: dict(zip(names, compiled([data[k] for k in inputs]), strict=True))
+    loaded = NequIPModel(holder, "", "compiled", torch.float64, [], 0.0)
+    apart = {key: value.T.contiguous().T for key, value in data.items()}
+    assert not apart["pos"].is_contiguous()
+    with torch.inference_mode():
+        again = loaded.run(apart)
+    assert all(torch.equal(again[name], found[name]) for name in names)

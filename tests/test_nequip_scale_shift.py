@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -285,6 +286,25 @@ def test_models_without_scales_or_shifts_can_be_modified():
     assert got == [[], [0.0, 5.0, 0.0]] and not module.has_scales
     with pytest.raises(ValueError, match=r"shifts: .*unknown: \['Xx'\]"):
         modify(model, [{"modifier": "modify_PerTypeScaleShift", "shifts": {"Xx": 5.0}}])
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["stock kept", "all swapped"])
+def test_modifiers_in_one_list_keep_the_fused_module(own):
+    """NequIP looks for modifiers once, before the first of the list has swapped anything."""
+    old, new = build("tiny", "float64"), build("tiny", "float64")
+    if not own:
+        host = next(m for m in new.modules() if type(m).__name__ == "PerTypeScaleShift")
+        host.register_buffer("shifts", host.shifts.float())  # not of a dtype that is swapped
+    change = {"modifier": "modify_PerTypeScaleShift", "shifts": {"Cl": 5.0}}
+    modify(old, [change])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        modify(new, [ENABLE, change])
+    module, got = values(new)
+    assert got == values(old)[1] and isinstance(module, FastPerTypeScaleShift) == own
+    frame = structures()["bulk"]
+    for name, value in outputs(old, frame).items():
+        assert (outputs(new, frame)[name] - value).abs().max() <= 1e-12 * value.abs().max()
 
 
 def test_modules_from_yaml_can_be_modified():

@@ -199,6 +199,7 @@ def test_packaged_models_can_be_accelerated(way, package, atoms):
     before = fast.state_dict()
     fastmlip.accelerate(fast) if way == "accelerate" else modify(fast, [{"modifier": MODIFIER}])
     assert kinds(fast) == {"FastTensorProductScatter"}
+    assert {row.status for row in fastmlip.summary(fast)} == {"swapped"}
     after = fast.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -248,6 +249,7 @@ def test_aotinductor_models_load_in_a_plain_process(source, request, checkpoint,
         assert archive.read("nequip_custom_ops_libs.txt") == b"fastmlip"
         assert any(b"radial_conv" in archive.read(name) for name in archive.namelist())
     printed = run(["python", "-W", "ignore", "-c", FRESH, compiled], tmp_path)
+    assert "outdated" not in printed  # torch's word for an archive with a list of libraries
     got = json.loads(next(line for line in printed.splitlines() if line.startswith("[")))
     stock = from_package(request.getfixturevalue("package"))
     want = properties(calculator_of(stock), atoms)
@@ -285,6 +287,7 @@ def test_tabulate_compiles_a_checkpoint(checkpoint, atoms, tmp_path):
     printed = run(["fastmlip", "tabulate", checkpoint, "-o", compiled, "--tol", "1e-4"], tmp_path)
     assert "max force error" in printed
     printed = run(["python", "-W", "ignore", "-c", FRESH, compiled], tmp_path)
+    assert "outdated" not in printed  # torch's word for an archive with a list of libraries
     got = json.loads(next(line for line in printed.splitlines() if line.startswith("[")))
     want = properties(calculator_of(ModelFromCheckpoint(str(checkpoint))["sole_model"]), atoms)
     assert (torch.tensor(got[1]) - want[1]).abs().max() < 1e-3

@@ -1,13 +1,21 @@
 """The description of a tensor product: e3nn's normalisation, tables, round trips, errors."""
 
 import pickle
+from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
 from e3nn.o3 import Irreps, wigner_3j
 
-from fastmlip.problem import PATH_FIELDS, TensorProductProblem
-from fastmlip.testing import NEQUIP_PRESETS, OPERATORS
+from fastmlip import ops, problem, spherical_harmonics
+from fastmlip.ops import gate, irreps_linear
+from fastmlip.ops.gate import Segment
+from fastmlip.ops.gate import reference as gate_reference
+from fastmlip.ops.irreps_linear import LinearProblem
+from fastmlip.ops.irreps_linear import reference as linear_reference
+from fastmlip.problem import L_MAX, PATH_FIELDS, TensorProductProblem
+from fastmlip.testing import NEQUIP_PRESETS, OPERATORS, assert_same_derivatives, poison_empty
 
 CASES = OPERATORS["tensor_product_conv"].cases
 GOOD = {"irreps_in1": "4x0e+4x1o", "irreps_in2": "0e+1o", "irreps_out": "4x0e+4x1o"}
@@ -105,8 +113,74 @@ def test_nequip_rows_are_the_products_that_nequip_builds():
         ({"instructions": [(*PATH, float("inf"))]}, "path_weight must be finite"),
         ({"instructions": [PATH], "irrep_normalization": "comp"}, "irrep_normalization: .*'comp'"),
         ({"instructions": [PATH], "path_normalization": "x"}, "path_normalization: .*'x'"),
+        (
+            {"instructions": [PATH], "irreps_in1": "4x0e+8x12e"},
+            r"irreps_in1: expected irreps up to l = 11, got 4x0e\+8x12e",
+        ),
+        ({"instructions": [PATH], "irreps_in2": "0e+12e"}, "irreps_in2: expected .*l = 11, got"),
+        ({"instructions": [PATH], "irreps_out": "4x0e+13o"}, "irreps_out: expected .*l = 11, got"),
     ],
 )
 def test_a_bad_description_is_refused_with_its_reason(changes, message):
     with pytest.raises(ValueError, match=message):
         TensorProductProblem.from_instructions(**(GOOD | changes))
+
+
+# ---------------------------------------------------------------- the largest l
+
+
+def of_degree(degree, in2):
+    irreps = f"3x{degree}e"
+    return TensorProductProblem.from_instructions(irreps, in2, irreps, [(0, 0, 0, "uvu", True)])
+
+
+class Row(NamedTuple):
+    """What make_inputs reads of a case."""
+
+    problem: TensorProductProblem
+
+
+@pytest.mark.parametrize("in2", ["0e", "1e", f"{L_MAX}e"])
+def test_the_largest_l_is_computed_right(in2):
+    described, operator = of_degree(L_MAX, in2), OPERATORS["tensor_product_conv"]
+    inputs = operator.make_inputs(Row(described), torch.float32, edges=9)
+    with poison_empty():
+        assert_same_derivatives(
+            *(partial(f, problem=described) for f in (operator.op, operator.reference)), inputs, 2
+        )
+
+
+def test_cpp_has_the_same_largest_l(monkeypatch):
+    """It has room for no larger ones, whatever a table says."""
+    for module in (problem, spherical_harmonics):
+        monkeypatch.setattr(module, "L_MAX", L_MAX + 1)
+    larger = of_degree(L_MAX + 1, "0e")
+    index = torch.zeros(2, dtype=torch.int64)
+    x, a, w = torch.ones(1, larger.dim_in1), torch.ones(2, 1), torch.ones(2, 3)
+    with pytest.raises(RuntimeError, match=f"tables: .*expected l up to {L_MAX}"):
+        ops.tensor_product_conv(x, a, w, index, index, larger)
+    one, table = torch.ones(1).double(), spherical_harmonics.tables(L_MAX + 1)
+    with pytest.raises(RuntimeError, match=f"l_max: expected -1 to {L_MAX}, got {L_MAX + 1}"):
+        torch.ops.fastmlip.edge_embedding_cpu(
+            torch.ones(4, 3).double(), one, one, None, table, L_MAX + 1, 6, 1.0, False
+        )
+
+
+class Operands(NamedTuple):
+    x: torch.Tensor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_maps_and_gates_take_any_l(dtype):
+    """Their kernels hold no irrep in registers."""
+    linear = LinearProblem("9x12e+2x20o", "5x12e+3x20o", ((0, 0), (1, 1)))
+    weight = torch.randn(1, linear.weight_numel, dtype=torch.float64)
+    segments = (Segment(0, 9, 0, 9, 25, "silu", 1.7),)
+    for operator, reference, columns in (
+        (lambda x: irreps_linear(x, weight.to(x.dtype), linear),
+         lambda x: linear_reference(x, weight.to(x.dtype), linear), linear.dim_in),
+        (partial(gate, segments=segments), partial(gate_reference, segments=segments), 9 * 26),
+    ):  # fmt: skip
+        inputs = Operands(torch.randn(4, columns, dtype=dtype))
+        with poison_empty():
+            assert_same_derivatives(operator, reference, inputs, 2)

@@ -172,7 +172,7 @@ BAD = {
         RuntimeError,
         "types: .*at least N = 37.*got 9",
     ),
-    "unequal": ({"shifts": torch.ones(4, 1).double()}, RuntimeError, "shifts: expected as many"),
+    "unequal": ({"shifts": torch.ones(4, 1).double()}, ValueError, "shifts: expected as many"),
     "sparse x": (
         {"x": torch.ones(37, 1).to_sparse(), "scales": None, "shifts": torch.ones(1, 1).double()},
         TypeError,

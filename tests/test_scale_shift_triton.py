@@ -61,6 +61,14 @@ if backend.interpreting():
         with use_backend("triton"), pytest.raises(RuntimeError, match=r"N = 37 entries, got 9"):
             OP.op(*short, case.problem)
 
+    @pytest.mark.parametrize(("scales", "shifts"), [(5, 4), (4, 5), (5, 0), (0, 1)])
+    def test_scales_and_shifts_of_other_numbers_are_refused(scales, shifts):
+        case = OP.cases["per type"]
+        inputs = OP.make_inputs(case)
+        operands = (torch.ones(n, 1, dtype=torch.float64) for n in (scales, shifts))
+        with use_backend("triton"), pytest.raises(ValueError, match=r"(scales|shifts): expected"):
+            OP.op(*inputs[:2], *operands, case.problem)
+
 else:
 
     def test_kernels_match_the_reference_under_the_interpreter():

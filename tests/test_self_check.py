@@ -88,8 +88,8 @@ def test_what_a_module_raises_undoes_the_swap(monkeypatch):
     def replace(old, model):
         raise MemoryError
 
-    swaps = dict(swap.HOSTS[0].swaps)
-    monkeypatch.setitem(swap.HOSTS[0].swaps, "Gate", swaps["Gate"]._replace(make=replace))
+    swaps = next(host.swaps for host in swap.HOSTS if "Gate" in host.swaps)
+    monkeypatch.setitem(swaps, "Gate", swaps["Gate"]._replace(make=replace))
     with pytest.raises(MemoryError):
         fastmlip.accelerate(model)
     assert all(row.status == "ready" for row in swap.report(model))
@@ -152,7 +152,8 @@ def test_slow_on_a_gpu_is_said(monkeypatch):
 
 
 def test_modifiers_say_it_before_the_model_is_moved(monkeypatch):
-    offered = modifiers.modifiers(build("tiny", "float64"))
+    offered = modifiers.modifiers(build("tiny", "float64"), {})
+    monkeypatch.setattr(modifiers, "_say_what_runs", lambda model: None)  # it asks the GPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.warns(UserWarning, match="on a GPU, fastmlip's convolutions sort"):
         offered["enable_FastMLIP"](build("tiny", "float64"))
@@ -168,3 +169,13 @@ def test_a_model_is_known_to_be_on_a_gpu():
     with FakeTensorMode():
         layer.register_buffer("shift", torch.empty(2, device="cuda"))
     assert gpu.is_on_gpu(layer)
+
+
+def test_modifiers_say_what_runs(caplog):
+    from nequip.model import modify
+
+    with caplog.at_level("INFO", logger="fastmlip"):
+        modify(build("tiny", "float64"), [{"modifier": "enable_FastMLIP"}])
+    (line,) = caplog.messages
+    assert "13 modules swapped, 0 left as they were" in line
+    assert "CPU tensors: cpp, " in line and "GPU tensors: " in line

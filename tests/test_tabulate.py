@@ -1,16 +1,18 @@
 """fastmlip.tabulate: the error it reports, forces of its own energy, the cutoff, refusals."""
 
 import copy
+import io
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase
+from ase.build import molecule
+from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase, from_dict
 from nequip_cases import R_MAX, TYPE_NAMES, build, outputs, rattled, relative_error, structures
 
 import fastmlip
-from fastmlip.integrations.nequip import tabulate as nequip_tabulate
+from fastmlip.integrations.nequip import probes
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops import _spline
 
@@ -110,6 +112,11 @@ def test_what_a_user_is_told():
     fast = fastmlip.tabulate(build("tiny", "float64"), tol=1e-4)
     rows = [row for row in fastmlip.summary(fast) if row.module == "FastInteractionBlock"]
     assert rows and all("intervals, max |dF|" in row.reason for row in rows)
+    assert all("distances from 0.10 r_max on" in row.reason for row in rows)
+    found = {key.removeprefix("fastmlip_table_"): v for key, v in fast.metadata.items()}
+    assert found["probed_from"] == "0.10"
+    assert 0 < float(found["max_weight_error"]) < float(found["max_slope_error"]) < 1e-2
+    assert float(found["max_force_error"]) < float(found["max_force"])
     assert fast.metadata["fastmlip_table_tolerance"] == "1.0e-04"
 
 
@@ -156,10 +163,147 @@ def test_the_modifier_tabulates_in_place_and_not_in_training(monkeypatch):
         modify(build("tiny", "float64"), [modifier])
 
 
-def test_default_probes_have_all_types_and_short_distances():
-    frames = list(nequip_tabulate._disordered(4.0, 5))
-    assert torch.cat([frame["atom_types"] for frame in frames]).unique().tolist() == [0, 1, 2, 3, 4]
-    assert min(torch.pdist(frame["pos"]).min() for frame in frames) < 1.5
+def water(cells, seed, bond):
+    """Molecules as dense as water, their O-H bonds all of one length."""
+    generator = np.random.default_rng(seed)
+    atoms = Atoms(cell=np.eye(3) * 3.1 * cells, pbc=True)
+    one = molecule("H2O")
+    one.positions *= bond / one.get_distance(0, 1)
+    for place in np.ndindex(cells, cells, cells):
+        copied = one.copy()
+        copied.euler_rotate(*(generator.random(3) * 360))
+        copied.translate(3.1 * np.array(place) + generator.normal(0, 0.15, 3))
+        atoms += copied
+    data = compute_neighborlist_(from_ase(atoms), r_max=6.0)
+    types = [["O", "H"].index(symbol) for symbol in atoms.get_chemical_symbols()]
+    data[AtomicDataDict.ATOM_TYPE_KEY] = torch.tensor(types)
+    return data
+
+
+@pytest.mark.parametrize("which", ["radial networks", "all weights"])
+def test_the_error_that_is_reported_bounds_that_of_short_bonds(which):
+    """Networks three times as steep; at r_max = 6, O-H bonds are at 0.12 r_max and beyond."""
+    per_type = {"O": 1.0, "H": 1.0}
+    stock = build(
+        "tiny", "float64", r_max=6.0, type_names=["O", "H"], avg_num_neighbors=80.0,
+        per_type_energy_scales=per_type, per_type_energy_shifts=per_type,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in stock.named_parameters():
+            if which == "all weights" or "edge_mlp" in name:
+                parameter.mul_(3.0)
+    fast = fastmlip.tabulate(stock)
+    reported = float(fast.metadata["fastmlip_table_max_force_error"])
+    assert reported <= 1e-5
+    for seed, bond in enumerate((0.72, 0.75, 0.8, 0.96)):
+        frame = water(2, seed, bond)
+        error = (outputs(fast, frame)["forces"] - outputs(stock, frame)["forces"]).abs().max()
+        assert error <= reported, bond
+
+
+@pytest.mark.parametrize("types", [1, 3, 50, 89])
+def test_default_probes_have_all_types_and_short_distances(types):
+    r_max = 4.0
+    frames = list(probes._disordered(r_max, types))
+    generator = torch.Generator().manual_seed(1)
+    frames += [make(r_max, types, generator) for make in (probes._molecules, probes._clusters)]
+    found = torch.cat([frame["atom_types"] for frame in frames]).unique()
+    assert found.tolist() == list(range(types))
+    assert min(torch.pdist(frame["pos"]).min() for frame in frames[:3]) < 1.5
+    molecules, clusters = frames[3:]
+    assert 0.399 < torch.pdist(molecules["pos"]).min() < 0.45
+    pairs = min(types * (types + 1) // 2, probes.CLUSTERS)
+    assert len(clusters["pos"]) <= 5 * max(pairs, 128)
+    data = compute_neighborlist_(from_dict(clusters), r_max=r_max)
+    dst, src = data["edge_index"]
+    lengths = torch.linalg.vector_norm(data["pos"][dst] - data["pos"][src], dim=1) / r_max
+    assert 0.0999 < lengths.min() < 0.11 and lengths.max() < 0.81
+    number = clusters["atom_types"]
+    bonded = {tuple(sorted(pair)) for pair in number[data["edge_index"]].T.tolist()}
+    assert len(bonded) >= pairs  # all of them for up to 44 types
+    if types == 1:
+        assert 50 < len(lengths) < 1000
+
+
+def test_probes_of_a_model_begin_at_a_tenth_of_the_cutoff():
+    model = build("tiny", "float64")
+    found = [probes.shortest(model, frame) for frame in probes.short(model)]
+    assert all(0.09 < shortest < 0.11 for shortest in found)
+    lone = {"pos": torch.zeros(1, 3), "edge_index": torch.zeros(2, 0, dtype=torch.long)}
+    assert probes.shortest(model, lone) == float("inf")
+
+
+def test_the_error_of_a_spline_is_found_between_its_points():
+    def function(x):
+        return torch.stack([torch.sin(7 * x) * (1 - x) ** 3, torch.exp(-x) * (1 - x) ** 4], 1)
+
+    found = []
+    for intervals in (16, 32):
+        spline = RadialSpline.fit(function, intervals, torch.float64)
+        x = torch.linspace(0, 0.999, 5000, dtype=torch.float64, requires_grad=True)
+        radial, first_row = spline(x[:, None])
+        values = _spline.combine(_spline.basis(radial), spline.table, first_row, 2)
+        want = function(x)
+        error = ((values - want).abs().max() / want.abs().max()).item()
+        slopes = [
+            torch.stack([torch.autograd.grad(v.sum(), x, retain_graph=True)[0] for v in f.T])
+            for f in (values, want)
+        ]
+        slope = ((slopes[0] - slopes[1]).abs().max() / slopes[1].abs().max()).item()
+        found.append(spline.error(function))
+        assert found[-1] == pytest.approx((error, slope), rel=0.1)
+    assert found[1][0] < found[0][0] / 30 and found[1][1] < found[0][1] / 15
+
+
+# ---------------------------------------------------------------- state
+
+
+def test_a_state_dict_is_not_loaded_over_tables():
+    """Of two models trained differently: right forces, or none."""
+    frame = structures()["bulk"]
+    one, other = build("tiny", "float64"), build("tiny", "float64", seed=99)
+    fast, also = fastmlip.tabulate(one), fastmlip.tabulate(other)
+    before = outputs(fast, frame)
+    for state in (also.state_dict(), other.state_dict(), fast.state_dict()):
+        for strict in (True, False):
+            with pytest.raises(RuntimeError, match="a tabulated model takes no state dict"):
+                fast.load_state_dict(state, strict=strict)
+    network, of_other = fast.model.func, also.model.func
+    for name in ("type_embed", "bessel_encode", "layer1_convnet"):
+        with pytest.raises(RuntimeError, match="a tabulated model takes no state dict"):
+            getattr(network, name).load_state_dict(getattr(of_other, name).state_dict())
+    assert torch.equal(outputs(fast, frame)["forces"], before["forces"])
+    # its own is that of the model it was made of
+    assert list(also.state_dict()) == list(other.state_dict())
+    one.load_state_dict(also.state_dict())
+    again = outputs(fastmlip.tabulate(one), frame)
+    assert torch.equal(again["forces"], outputs(also, frame)["forces"])
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "torch.save"])
+def test_copies_keep_their_tables(way):
+    frame = structures()["bulk"]
+    fast = fastmlip.tabulate(build("S", "float32"))
+    if way == "deepcopy":
+        copied = copy.deepcopy(fast)
+    else:
+        file = io.BytesIO()
+        torch.save(fast, file)
+        file.seek(0)
+        copied = torch.load(file, weights_only=False)
+    del fast
+    want, got = outputs(fastmlip.tabulate(build("S", "float32")), frame), outputs(copied, frame)
+    assert torch.equal(got["forces"], want["forces"])
+    assert copied.metadata["fastmlip_table_intervals"]
+    with pytest.raises(RuntimeError, match="takes no state dict"):
+        copied.load_state_dict(copied.state_dict())
+
+
+def test_a_model_tabulated_again_is_measured_against_its_networks():
+    fast = fastmlip.tabulate(build("tiny", "float64"), tol=1e-2)
+    finer = fastmlip.tabulate(fast, tol=1e-8)
+    once = fastmlip.tabulate(build("tiny", "float64"), tol=1e-8)
+    assert finer.metadata == once.metadata
 
 
 def test_a_spline_is_what_it_says():

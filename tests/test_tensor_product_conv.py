@@ -81,11 +81,17 @@ def _round_to_float32(tables, case):
 
 
 def _swap_two_components(tables, case):
-    tables[_first_triple(tables, case)] += 1
+    counts = [len(path.cg) for path in case.problem.paths]
+    for triples in tables[_first_triple(tables, case) :].view(-1, 4).split(counts):
+        if triples[0, 0] != triples[-1, 0]:  # of one path, so that the table stays a table
+            triples[[0, -1], 0] = triples[[-1, 0], 0]
+            return
+    raise AssertionError("no path to break")
 
 
 def _drop_a_path(tables, case):
-    tables[_first_triple(tables, case) - 1] = tables[_first_triple(tables, case) - 2]
+    count = len(case.problem.paths[0].cg)
+    tables[_first_triple(tables, case) :].view(-1, 4)[:count, 3] = 0
 
 
 FAULTS = (_flip_one_sign, _round_to_float32, _swap_two_components, _drop_a_path)

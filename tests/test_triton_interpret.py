@@ -11,7 +11,8 @@ from functools import partial
 import pytest
 import torch
 
-from fastmlip import backend
+from fastmlip import backend, ops
+from fastmlip.ops.edge_order import EdgeOrder, edge_order
 from fastmlip.testing import (
     OPERATORS,
     assert_close,
@@ -108,6 +109,25 @@ else:
         truths = derivatives(reference, inputs._replace(**ends), 2)
         for value, truth in zip(got, truths, strict=True):
             assert_close(value.value, truth.value, truth.order, truth.name)
+
+    @pytest.mark.parametrize(
+        ("part", "bad"),
+        [("dst_ptr", -1), ("src_ptr", 9), ("dst_edge", 4), ("dst_src", -1), ("src_edge", -1),
+         ("src_dst", 3), ("node", 3)],
+    )  # fmt: skip
+    def test_an_order_of_other_edges_is_refused(part, bad):
+        case = OP.cases["path-weights"]
+        inputs = make_inputs(case, nodes=3, edges=4)
+        order = edge_order(inputs.edge_dst, inputs.edge_src, 3)
+        with backend.use_backend("triton"):
+            call = partial(ops.tensor_product_conv, *inputs, case.problem)
+            assert_close(call(order=order), call(), name="with the order that is given")
+            getattr(EdgeOrder(order, 3, 4), part)[1] = bad
+            with pytest.raises(RuntimeError, match="order: not the edge_order"):
+                call(order=order)
+            for wrong in (order[1:], order.int(), order.to("meta")):
+                with pytest.raises(ValueError, match="order: expected int64"):
+                    call(order=wrong)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", DTYPES)

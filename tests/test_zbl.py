@@ -339,7 +339,7 @@ BAD = {
     "base device": (
         {"base": torch.zeros(3, dtype=F64, device="meta")}, ValueError, "base: .*on cpu.*on meta"),
     "base dtype": ({"base": torch.zeros(3)}, TypeError, "base: expected float64, got .*float32"),
-    "too many nodes": ({"num_nodes": 4}, RuntimeError, "num_nodes: more than atom_types has"),
+    "too many nodes": ({"num_nodes": 4}, ValueError, "num_nodes: expected 0 to N = 3, .*got 4"),
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ def test_numbers_under_the_interpreter():
         from functools import partial
         import torch
         from fastmlip import use_backend
+        from fastmlip.ops import zbl
         from fastmlip.ops.zbl import R_MIN
         from fastmlip.testing import OPERATORS, assert_same_derivatives, poison_empty
         from fastmlip.testing.cases.zbl import Problem
@@ -48,6 +49,15 @@ def test_numbers_under_the_interpreter():
             except (RuntimeError, IndexError):
                 continue
             raise AssertionError("an index out of range was taken")
+        arguments = op.arguments(op.make_inputs(case, nodes=4, edges=9), case)
+        for num_nodes in (-1, 5):
+            try:
+                with use_backend("triton"):
+                    zbl(**arguments | {"num_nodes": num_nodes})
+            except ValueError as error:
+                assert "num_nodes: expected 0 to N = 4" in str(error)
+                continue
+            raise AssertionError("more nodes than atoms were taken")
         print("agrees")
     """
     assert run_python(code, TRITON_INTERPRET="1").strip() == "agrees"
