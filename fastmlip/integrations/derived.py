@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from fastmlip import backend
+
 
 class Derived:
     """Base of a mixin with what a derived class has in place of the host's; it pickles."""
@@ -15,6 +17,11 @@ class Derived:
     def __reduce__(self: Any):
         mixin, host = type(self).__mro__[1], type(self).__bases__[1]
         return empty, (mixin, host), self.__dict__
+
+
+def is_cpp(t: torch.Tensor) -> bool:
+    """Whether the C++ operators run on ``t``, in its own dtype."""
+    return backend.choose(t) == "cpp" and not torch.is_autocast_enabled(t.device.type)
 
 
 @cache

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from fastmlip import backend, nn, ops
-from fastmlip.integrations.allegro import channels
-from fastmlip.integrations.derived import Derived, derive
+from fastmlip import nn, ops
+from fastmlip.integrations import inner
+from fastmlip.integrations.allegro import mlps
+from fastmlip.integrations.derived import Derived, derive, is_cpp
 from fastmlip.ops.contraction import strided_problem
 
 HOST_ATTRIBUTES = (
@@ -27,12 +28,9 @@ CONTRACTER_ATTRIBUTES = (
     "weights", "w3j", "w3j_is_ij_diagonal", "path_channel_coupling", "mul",
 )  # fmt: skip
 
+FACTORS = "_fastmlip_tensor_embed_weights"  # [E, irreps, U], of the first layer's operand
+
 Data = dict[str, Any]
-
-
-def is_cpp(t: torch.Tensor) -> bool:
-    """Whether the C++ operators run on ``t``, in its own dtype."""
-    return backend.choose(t) == "cpp" and not torch.is_autocast_enabled(t.device.type)
 
 
 class FastAllegro(Derived):
@@ -40,12 +38,21 @@ class FastAllegro(Derived):
 
     env_sum: nn.EnvSum
     contractions: torch.nn.ModuleList  # one for each of tps
+    look: inner.Look
+    _nequip_custom_ops_libs = ("fastmlip",)  # imported before a compiled model is loaded
 
     def forward(self: Any, data: Data) -> Data:
         """``data`` with the scalars of all layers."""
         if is_cpp(data[self.scalar_in_field]):
+            if altered := self.altered():
+                raise RuntimeError(f"accelerated by fastmlip: {altered}; put it on the stock model")
             return _forward(self, data)
         return super().forward(data)  # type: ignore[misc]
+
+    @torch.compiler.assume_constant_result
+    def altered(self: Any) -> str:
+        """What was put inside after the swap and would not run; empty where there is nothing."""
+        return self.look(lambda: (_added(self), list(self.modules())))
 
 
 class FastContracter(torch.nn.Module):
@@ -58,29 +65,27 @@ def _forward(layers: Any, data: Data) -> Data:
     edge_dst, edge_attr = data["edge_index"][0], data[layers.tensor_basis_in_field]
     nodes = AtomicDataDict.num_nodes(data)
     order = ops.edge_order(edge_dst, edge_dst, nodes)
-    irreps, scalars = channels.irreps_of(layers._env_weighter), layers.num_scalar_features
-    features = data.pop(channels.FACTORS, None)  # factors of the features, with edge_attr
+    irreps, scalars = mlps.irreps_of(layers._env_weighter), layers.num_scalar_features
+    features = data.pop(FACTORS, None)  # factors of the features, with edge_attr
     factor: torch.Tensor | None = edge_attr
     if features is None:
         features, factor = data[layers.tensor_features_in_field].mT, None
 
     embedding = data[layers.scalar_in_field]
     projection = layers.first_layer_env_embed_projection
-    own, *env_weight = channels.weights(projection, embedding, scalars, irreps)
-    collected = [own]
+    collected, env_weight = mlps.with_weights(projection, embedding, scalars, irreps)
     for contraction, tp, latent in zip(
         layers.contractions, layers.tps, layers.latents, strict=True
     ):
-        env = layers.env_sum(env_weight[0], edge_attr, edge_dst, nodes, order)
+        env = layers.env_sum(env_weight, edge_attr, edge_dst, nodes, order)
         data["node_features"] = env.flatten(1)
         env = layers.avg_num_neighbors_norm(data)["node_features"].view_as(env)
         features = contraction(features, env, path_weights(tp), edge_dst, factor, order)
         factor = None
-        row = torch.cat([*collected, features[:, 0]], 1)
-        own, *env_weight = channels.weights(latent, row, scalars, irreps)
-        collected.append(own)
+        own, env_weight = mlps.with_weights(latent, collected, scalars, irreps, features[:, 0])
+        collected = torch.cat([collected, own], 1)
     data["node_features"] = env.mT.flatten(1)
-    data[layers.scalar_out_field] = torch.cat(collected, 1)
+    data[layers.scalar_out_field] = collected
     return data
 
 
@@ -96,7 +101,16 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     new = derive(FastAllegro, old)
     new.env_sum = nn.EnvSum(new.tps[0].irreps_in2)
     new.contractions = torch.nn.ModuleList(nn.Contraction(_problem(tp)) for tp in new.tps)
+    new.look = inner.Look()
     return new
+
+
+def _added(layers: Any) -> str:
+    ours = ("env_sum", "contractions", "avg_num_neighbors_norm")  # which are called
+    return inner.why_not(
+        (name, part) for name, part in layers.named_modules()
+        if name and name.split(".")[0] not in ours
+    )  # fmt: skip
 
 
 def _problem(tp: Any) -> Any:
@@ -153,9 +167,8 @@ def unsupported(module: Any) -> str:
         return f"an unknown version of Allegro's class, without {', '.join(missing)}"
     if any(count != 1 for count in module._n_scalar_outs):
         return "its layers hand on more than one scalar a channel"
-    reasons = [channels.unsupported_weighter(module._env_weighter)]
+    reasons = [mlps.unsupported_weighter(module._env_weighter)]
     reasons += [unsupported_contracter(tp) for tp in module.tps]
-    mlps = {"projection": [module.first_layer_env_embed_projection], "latent": module.latents}
-    reasons += [channels.unsupported(mlp, name) for name, several in mlps.items()
-                for mlp in several]  # fmt: skip
+    reasons += [mlps.unsupported(module.first_layer_env_embed_projection, "projection")]
+    reasons += [mlps.unsupported(latent, "latent") for latent in module.latents]
     return next((reason for reason in reasons if reason), "")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations.allegro import channels, layers
-from fastmlip.integrations.derived import Derived, derive
+from fastmlip.integrations.allegro import layers, mlps
+from fastmlip.integrations.derived import Derived, derive, is_cpp
 
 HOST_ATTRIBUTES = (
     "sh", "env_embed_linear", "_edge_weighter", "_output_dtype", "scalar_embedding_in_field",
@@ -22,15 +22,15 @@ class FastTensorEmbed(Derived):
     def forward(self: Any, data: dict[str, Any]) -> dict[str, Any]:
         """``data`` with the harmonics of the edges and the weights of the tensor features."""
         x = data[self.scalar_embedding_in_field]
-        if not layers.is_cpp(x):
+        if not is_cpp(x):
             return super().forward(data)  # type: ignore[misc]
         from nequip.nn import with_edge_vectors_
 
         data = with_edge_vectors_(data, with_lengths=False)
         harmonics = self.sh(data["edge_vectors"]).to(self._output_dtype)
-        irreps = channels.irreps_of(self._edge_weighter)
+        irreps = mlps.irreps_of(self._edge_weighter)
         data[self.tensor_basis_out_field] = harmonics
-        (data[channels.FACTORS],) = channels.weights(self.env_embed_linear, x, 0, irreps)
+        _, data[layers.FACTORS] = mlps.with_weights(self.env_embed_linear, x, 0, irreps)
         return data
 
 
@@ -46,7 +46,7 @@ def judge(module: Any, model: torch.nn.Module) -> str:
         return f"an unknown version of Allegro's class, without {', '.join(missing)}"
     if not any(_reads(reader, module) for reader in model.modules()):
         return "no Allegro_Module that fastmlip knows reads what it makes"
-    return channels.unsupported_weighter(module._edge_weighter) or channels.unsupported(
+    return mlps.unsupported_weighter(module._edge_weighter) or mlps.unsupported(
         module.env_embed_linear, "projection"
     )
 

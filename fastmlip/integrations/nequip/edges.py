@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from fastmlip import backend, ops
+from fastmlip import ops
+from fastmlip.integrations.derived import is_cpp
 from fastmlip.ops.edge_order import edge_order
 
 SHARED = "_fastmlip_shared"
@@ -44,11 +45,6 @@ class Shared:
 def shared(data: Data) -> Shared:
     """What the layers of the model share, or what nobody else will see."""
     return data[SHARED] if SHARED in data else Shared(None, pairs=False)
-
-
-def is_cpp(t: torch.Tensor) -> bool:
-    """Whether the C++ operators run on ``t``, in its own dtype."""
-    return backend.choose(t) == "cpp" and not torch.is_autocast_enabled(t.device.type)
 
 
 def order(data: Data, num_nodes: int) -> torch.Tensor:

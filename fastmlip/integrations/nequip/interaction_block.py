@@ -24,7 +24,7 @@ import torch
 
 from fastmlip import ops
 from fastmlip.integrations import inner, linear
-from fastmlip.integrations.derived import Derived, derive
+from fastmlip.integrations.derived import Derived, derive, is_cpp
 from fastmlip.integrations.nequip import edges, tensor_product_scatter
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.nn.tensor_product_conv import TensorProductConv
@@ -91,7 +91,7 @@ class FastInteractionBlock(Derived):
         altered = "" if edges.SHARED in data else self.altered()
         if self.spline is not None and altered:
             raise RuntimeError(f"a tabulated model cannot run this: {altered}")
-        if self.spline is not None or (edges.is_cpp(x) and not altered):
+        if self.spline is not None or (is_cpp(x) and not altered):
             return _forward(self, data)
         return super().forward(data)  # type: ignore[misc]
 

@@ -1,0 +1,92 @@
+"""NequIP's ``ScalarMLPFunction`` in Allegro's models, on :func:`fastmlip.ops.scalar_mlp`.
+
+Allegro's linear maps that make weights of tensor features end in columns ``(channel, irrep)``; our
+operators take ``(irrep, channel)``, so that rows of neighbouring channels lie side by side in
+memory. It is the last matrix that is put in order, once a call, not what it gives for every edge.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastmlip import ops
+
+Tensor = torch.Tensor
+
+
+def apply(mlp: Any, x: Tensor) -> Tensor:
+    """``mlp(x)``, ``[rows, columns]``."""
+    if not _has_silu(mlp):
+        return mlp(x)
+    matrices = _matrices(mlp)
+    return ops.scalar_mlp(x, _flat(matrices), _widths(matrices))
+
+
+def with_weights(
+    mlp: Any, x: Tensor, first: int, irreps: int, x2: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The first columns of ``mlp`` of the rows ``[x, x2]``, ``[E, first]``, and the others as
+    weights of channels, ``[E, irreps, U]``."""
+    matrices = _matrices(mlp)
+    matrices[-1] = _ordered(matrices[-1], first, irreps)
+    if _has_silu(mlp):
+        own, weights = ops.scalar_mlp(x, _flat(matrices), _widths(matrices), x2, first)
+    else:
+        row = x if x2 is None else torch.cat([x, x2], 1)
+        for layer in list(mlp.mlp)[:-1]:
+            row = layer(row)
+        own, weights = (row @ matrices[-1]).split([first, matrices[-1].shape[1] - first], 1)
+    return own, weights.unflatten(1, (irreps, weights.shape[1] // irreps))
+
+
+def _matrices(mlp: Any) -> list[Tensor]:
+    return [layer.weight * layer.alpha for layer in list(mlp.mlp)[::2]]
+
+
+def _ordered(matrix: Tensor, first: int, irreps: int) -> Tensor:
+    if first == matrix.shape[1]:
+        return matrix
+    weights = matrix[:, first:].unflatten(1, (-1, irreps)).mT.flatten(1)
+    return torch.cat([matrix[:, :first], weights], 1) if first else weights
+
+
+def _flat(matrices: list[Tensor]) -> Tensor:
+    flat = [matrix.reshape(-1) for matrix in matrices]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+
+def _widths(matrices: list[Tensor]) -> list[int]:
+    return [matrix.shape[0] for matrix in matrices] + [matrices[-1].shape[1]]
+
+
+def _has_silu(mlp: Any) -> bool:
+    return all(type(layer) is torch.nn.SiLU for layer in list(mlp.mlp)[1::2])
+
+
+def unsupported(mlp: Any, name: str) -> str:
+    """Why a ``ScalarMLPFunction`` cannot be taken over; empty where it can."""
+    layers = getattr(mlp, "mlp", None)
+    if not isinstance(layers, torch.nn.Sequential) or len(layers) % 2 == 0:
+        return f"its {name} is not layers with activations between them"
+    for layer in list(layers)[::2]:
+        if not hasattr(layer, "weight") or not hasattr(layer, "alpha"):
+            return f"its {name} has a {type(layer).__name__}, not a scaled linear layer"
+        if getattr(layer, "bias", None) is not None:
+            return f"its {name} has a layer with a bias"
+    return ""
+
+
+def unsupported_weighter(weighter: Any) -> str:
+    """Why a ``MakeWeightedChannels`` cannot be taken over; empty where it can."""
+    missing = [n for n in ("alpha", "weight_individual_irreps", "weight_numel", "multiplicity_out")
+               if not hasattr(weighter, n)]  # fmt: skip
+    if missing:
+        return f"an unknown version of MakeWeightedChannels, without {', '.join(missing)}"
+    return "" if weighter.alpha == 1.0 else f"its weights are scaled by {weighter.alpha}"
+
+
+def irreps_of(weighter: Any) -> int:
+    """Weights of each channel."""
+    return weighter.weight_numel // weighter.multiplicity_out
