@@ -82,11 +82,34 @@ def _forward(layers: Any, data: Data) -> Data:
         env = layers.avg_num_neighbors_norm(data)["node_features"].view_as(env)
         features = contraction(features, env, path_weights(tp), edge_dst, factor, order)
         factor = None
-        own, env_weight = mlps.with_weights(latent, collected, scalars, irreps, features[:, 0])
+        if features.shape[1] == 1:  # the last layer has nothing else
+            invariants = features[:, 0]
+        else:
+            features, invariants = _WithScalars.apply(features)
+        own, env_weight = mlps.with_weights(latent, collected, scalars, irreps, invariants)
         collected = torch.cat([collected, own], 1)
     data["node_features"] = env.mT.flatten(1)
     data[layers.scalar_out_field] = collected
     return data
+
+
+class _WithScalars(torch.autograd.Function):
+    """``features`` and its scalars ``features[:, 0]``, whose gradient is written into that of the
+    features; torch would add a tensor of zeros of the size of all features."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(features):
+        return features.view_as(features), features[:, 0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad, grad_scalars):
+        return grad.select_scatter(grad[:, 0] + grad_scalars, 1, 0)
 
 
 def path_weights(tp: Any) -> torch.Tensor:
