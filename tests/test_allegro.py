@@ -7,6 +7,8 @@ import pytest
 import torch
 from nequip.data import AtomicDataDict
 from nequip.model import modify
+from nequip.scripts._compile_utils import ASE_TARGET
+from nequip.utils.aot import aot_export_model
 from nequip_cases import (
     COMMON,
     force_loss_gradients,
@@ -20,6 +22,8 @@ from nequip_cases import (
 import fastmlip
 
 pytest.importorskip("allegro")
+from allegro._compile import PAIR_ALLEGRO_TARGET
+
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
 SMALL = {
@@ -61,7 +65,7 @@ def swapped(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_training_gradients(name, dtype):
     stock, fast = build(name, dtype), fastmlip.accelerate(build(name, dtype))
-    assert {"FastAllegro", "FastTensorEmbed"} <= swapped(fast)
+    assert {"FastAllegro", "FastTensorEmbed", "FastScalarMLP"} <= swapped(fast)
     assert list(fast.state_dict()) == list(stock.state_dict())
     for case in ("batch", "lone atom"):
         data = structures()[case]
@@ -106,7 +110,7 @@ def test_forces_by_finite_differences():
 
 def test_the_operators_are_what_runs(monkeypatch):
     calls = []
-    for name in ("env_sum", "contraction"):
+    for name in ("env_sum", "contraction", "scalar_mlp"):
         op = getattr(fastmlip.ops, name)
         monkeypatch.setattr(
             fastmlip.ops, name, lambda *a, op=op, name=name: calls.append(name) or op(*a)
@@ -114,7 +118,9 @@ def test_the_operators_are_what_runs(monkeypatch):
     model = fastmlip.accelerate(build("l2", "float64"))
     calls.clear()
     outputs(model, to_data(rattled()))
-    assert calls == ["env_sum", "contraction"] * 2
+    layer = ["env_sum", "contraction", "scalar_mlp"]
+    # embedding, its two projections, the layers, readout
+    assert calls == ["scalar_mlp"] * 3 + layer * 2 + ["scalar_mlp"]
 
 
 def test_what_is_not_swapped_says_why():
@@ -157,3 +163,77 @@ def test_compiled_training_matches_eager_stock(backend, monkeypatch):
                         assert relative_error(got[name], reference) <= 1e-10, name
     graphs = [graph for graph, _ in compiled._compiled_cache[0].values()]
     assert graphs and all("fastmlip.contraction" in graph.code for graph in graphs)
+
+
+# ---------------------------------------------------------------- exports
+
+
+def exported(model, target, data, file):
+    """What the compiled model of ``target`` gives for ``data``, and for other frames in turn."""
+    dim = torch.export.Dim
+    shapes = {
+        "graph": dim.STATIC,
+        "node": dim("num_nodes", min=2, max=10**6),
+        "edge": dim("num_edges", min=2, max=10**8),
+    }
+    inputs, names = target["input"], target["output"]
+    aot_export_model(model, "cpu", inputs, names, dict(data), shapes, str(file))
+    compiled = torch._inductor.aoti_load_package(str(file))
+
+    def run(frame):
+        with torch.inference_mode():
+            return dict(zip(names, compiled([frame[key] for key in inputs]), strict=True))
+
+    return run
+
+
+@pytest.mark.parametrize("target", ["pair_allegro", pytest.param("ase", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("channels", [64, pytest.param(5, marks=pytest.mark.slow)])
+def test_exports(target, channels, tmp_path):
+    """With pair_allegro, the edges of ghost atoms come last, and ghosts have no edges of theirs."""
+    target = {"ase": ASE_TARGET, "pair_allegro": PAIR_ALLEGRO_TARGET}[target]
+    more = {"num_tensor_features": channels}
+    stock = build("l2", "float64", **more)
+    fast = fastmlip.accelerate(build("l2", "float64", **more)).requires_grad_(False)
+    frames = [
+        target["data_settings"](AtomicDataDict.batched_from_list([to_data(rattled(n))]))
+        for n in (2, 1, 3)
+    ]
+    run = exported(fast, target, frames[0], tmp_path / "model.nequip.pt2")
+    for frame in frames:
+        shuffled = torch.randperm(frame["edge_index"].shape[1], generator=torch.manual_seed(7))
+        for order in (slice(None), shuffled):
+            data = {**frame, "edge_index": frame["edge_index"][:, order].contiguous()}
+            if "edge_cell_shift" in data:
+                data["edge_cell_shift"] = data["edge_cell_shift"][order]
+            want, got = outputs(stock, data), run(data)
+            for key in set(want) & set(got):
+                assert relative_error(got[key], want[key]) <= 1e-10, key
+    assert {"atomic_energy", "forces"} <= set(got)
+
+
+def test_a_hook_that_would_not_run_is_an_error():
+    fast = fastmlip.accelerate(build("l2", "float64"))
+    layers = next(m for m in fast.modules() if type(m).__name__ == "FastAllegro")
+    handle = layers.latents[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match=r"its latents\.0: a forward hook on it"):
+        outputs(fast, to_data(rattled()))
+    handle.remove()
+    outputs(fast, to_data(rattled()))
+    calls = []
+    readout = fast.get_submodule("model.func.edge_readout")
+    readout.mlp_module.register_forward_hook(lambda *_: calls.append(1))
+    outputs(fast, to_data(rattled()))
+    assert calls  # NequIP's own forward ran
+
+
+@pytest.mark.parametrize("name", ["mish", "tanh"])
+def test_other_activations(name):
+    kinds = {f"{where}_mlp_nonlinearity": name for where in ("scalar_embed", "allegro", "readout")}
+    deep = {"allegro_mlp_hidden_layers_depth": 2}
+    stock = build("l2", "float64", **kinds, **deep)
+    fast = fastmlip.accelerate(build("l2", "float64", **kinds, **deep))
+    assert {"FastAllegro", "FastScalarMLP"} <= swapped(fast)
+    want, got = outputs(stock, to_data(rattled())), outputs(fast, to_data(rattled()))
+    for key, reference in want.items():
+        assert relative_error(got[key], reference) <= 1e-10, key

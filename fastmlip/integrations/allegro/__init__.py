@@ -3,7 +3,7 @@ these, and are fed and read as NequIP's are: see :mod:`fastmlip.integrations.neq
 
 from __future__ import annotations
 
-from fastmlip.integrations.allegro import forwards, layers, scalar_mlp, tensor_embed
+from fastmlip.integrations.allegro import forwards, layers, tensor_embed
 from fastmlip.integrations.host import Host, Swap, by_itself
 
 HOST = Host(
@@ -13,9 +13,6 @@ HOST = Host(
         "Contracter": Swap(layers.FastContracter, layers.judge_contracter),
         "TwoBodySphericalHarmonicTensorEmbed": Swap(
             tensor_embed.FastTensorEmbed, tensor_embed.judge, tensor_embed.replace
-        ),
-        "ScalarMLP": Swap(
-            scalar_mlp.FastScalarMLP, by_itself(scalar_mlp.unsupported), scalar_mlp.replace
         ),
     },
     forwards.KNOWN,

@@ -12,6 +12,5 @@ KNOWN: dict[str, dict[str, str]] = {
     "allegro.nn._strided._contract.Contracter": {"b704a130695644ae": NEW},
     "allegro.nn._strided._channels.MakeWeightedChannels": {"9edc705c4c9bde9e": NEW},
     "allegro.nn.tensorembed.TwoBodySphericalHarmonicTensorEmbed": {"9e36ef56b85beb66": ALL},
-    "nequip.nn.mlp.ScalarMLP": {"023445922117ec1f": "nequip 0.19.1"},
     **nequip.KNOWN,
 }

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from fastmlip import nn, ops
-from fastmlip.integrations import inner
-from fastmlip.integrations.allegro import mlps
+from fastmlip.integrations import inner, mlps
+from fastmlip.integrations.allegro import channels
 from fastmlip.integrations.derived import Derived, derive, is_cpp
 from fastmlip.ops.contraction import strided_problem
 
@@ -65,7 +65,7 @@ def _forward(layers: Any, data: Data) -> Data:
     edge_dst, edge_attr = data["edge_index"][0], data[layers.tensor_basis_in_field]
     nodes = AtomicDataDict.num_nodes(data)
     order = ops.edge_order(edge_dst, edge_dst, nodes)
-    irreps, scalars = mlps.irreps_of(layers._env_weighter), layers.num_scalar_features
+    irreps, scalars = channels.irreps_of(layers._env_weighter), layers.num_scalar_features
     features = data.pop(FACTORS, None)  # factors of the features, with edge_attr
     factor: torch.Tensor | None = edge_attr
     if features is None:
@@ -190,7 +190,7 @@ def unsupported(module: Any) -> str:
         return f"an unknown version of Allegro's class, without {', '.join(missing)}"
     if any(count != 1 for count in module._n_scalar_outs):
         return "its layers hand on more than one scalar a channel"
-    reasons = [mlps.unsupported_weighter(module._env_weighter)]
+    reasons = [channels.unsupported_weighter(module._env_weighter)]
     reasons += [unsupported_contracter(tp) for tp in module.tps]
     reasons += [mlps.unsupported(module.first_layer_env_embed_projection, "projection")]
     reasons += [mlps.unsupported(latent, "latent") for latent in module.latents]

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations.allegro import layers, mlps
+from fastmlip.integrations import mlps
+from fastmlip.integrations.allegro import channels, layers
 from fastmlip.integrations.derived import Derived, derive, is_cpp
 
 HOST_ATTRIBUTES = (
@@ -28,7 +29,7 @@ class FastTensorEmbed(Derived):
 
         data = with_edge_vectors_(data, with_lengths=False)
         harmonics = self.sh(data["edge_vectors"]).to(self._output_dtype)
-        irreps = mlps.irreps_of(self._edge_weighter)
+        irreps = channels.irreps_of(self._edge_weighter)
         data[self.tensor_basis_out_field] = harmonics
         _, data[layers.FACTORS] = mlps.with_weights(self.env_embed_linear, x, 0, irreps)
         return data
@@ -46,7 +47,7 @@ def judge(module: Any, model: torch.nn.Module) -> str:
         return f"an unknown version of Allegro's class, without {', '.join(missing)}"
     if not any(_reads(reader, module) for reader in model.modules()):
         return "no Allegro_Module that fastmlip knows reads what it makes"
-    return mlps.unsupported_weighter(module._edge_weighter) or mlps.unsupported(
+    return channels.unsupported_weighter(module._edge_weighter) or mlps.unsupported(
         module.env_embed_linear, "projection"
     )
 

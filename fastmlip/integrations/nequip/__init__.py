@@ -19,6 +19,7 @@ from fastmlip.integrations.nequip import (
     models,
     per_type_scale_shift,
     private,
+    scalar_mlp,
     sequential_graph_network,
     tabulate,
     tensor_product_scatter,
@@ -54,6 +55,9 @@ SWAPS = {
         per_type_scale_shift.FastPerTypeScaleShift,
         by_itself(per_type_scale_shift.unsupported),
         per_type_scale_shift.replace,
+    ),
+    "ScalarMLP": Swap(
+        scalar_mlp.FastScalarMLP, by_itself(scalar_mlp.unsupported), scalar_mlp.replace
     ),
     "ForceStressOutput": Swap(
         force_stress.FastForceStressOutput,

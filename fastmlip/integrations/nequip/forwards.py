@@ -13,6 +13,7 @@ KNOWN = {
     "nequip.nn.interaction_block.InteractionBlock": {"a3053e7caa79e82d": BOTH},
     "nequip.nn._tp_scatter_base.TensorProductScatter": {"8834f398e042b917": BOTH},
     "nequip.nn.norm.AvgNumNeighborsNorm": {"b4f47b1059c311d7": BOTH},
+    "nequip.nn.mlp.ScalarMLP": {"023445922117ec1f": BOTH},
     "nequip.nn.mlp.ScalarMLPFunction": {"e70ff2b7dde74069": BOTH},
     "nequip.nn.mlp.ScalarLinearLayer": {"cbad35ee3cf9b840": BOTH},
     "nequip.nn.embedding._edge.SphericalHarmonicEdgeAttrs": {"117bc7fb6d48b8ca": BOTH},

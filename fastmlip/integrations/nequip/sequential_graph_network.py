@@ -32,8 +32,9 @@ BEFORE = {
     "FastBesselEdgeLengthEncoding", "ConvNetLayer",
 }  # fmt: skip
 BEHIND = {
-    "ScalarMLP", "AtomwiseLinear", "AtomwiseReduce", "PerTypeScaleShift", "FastPerTypeScaleShift",
-    "ZBL", "FastZBL", "LennardJones", "SimpleLennardJones", "ApplyFactor", "SaveForOutput",
+    "ScalarMLP", "FastScalarMLP", "AtomwiseLinear", "AtomwiseReduce", "PerTypeScaleShift",
+    "FastPerTypeScaleShift", "ZBL", "FastZBL", "LennardJones", "SimpleLennardJones", "ApplyFactor",
+    "SaveForOutput",
 }  # fmt: skip
 # fields that depend on single edges, in the order in which they are computed
 OF_EDGES = (

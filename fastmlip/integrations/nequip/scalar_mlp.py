@@ -1,4 +1,4 @@
-"""NequIP's ``ScalarMLP``, Allegro's scalar embedding and readout, on
+"""NequIP's ``ScalarMLP``, in Allegro's models scalar embedding and readout, on
 :func:`fastmlip.ops.scalar_mlp`."""
 
 from __future__ import annotations
@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations import inner
-from fastmlip.integrations.allegro import mlps
+from fastmlip.integrations import inner, mlps
 from fastmlip.integrations.derived import Derived, derive, is_cpp
 
 HOST_ATTRIBUTES = ("field", "out_field", "mlp_module")

@@ -1,4 +1,4 @@
-"""NequIP's ``ScalarMLPFunction`` in Allegro's models, on :func:`fastmlip.ops.scalar_mlp`.
+"""NequIP's ``ScalarMLPFunction`` on :func:`fastmlip.ops.scalar_mlp`.
 
 Allegro's linear maps that make weights of tensor features end in columns ``(channel, irrep)``; our
 operators take ``(irrep, channel)``, so that rows of neighbouring channels lie side by side in
@@ -21,7 +21,8 @@ def apply(mlp: Any, x: Tensor) -> Tensor:
     if not _has_silu(mlp):
         return mlp(x)
     matrices = _matrices(mlp)
-    return ops.scalar_mlp(x, _flat(matrices), _widths(matrices))
+    out: Any = ops.scalar_mlp(x, _flat(matrices), _widths(matrices))
+    return out
 
 
 def with_weights(
@@ -76,17 +77,3 @@ def unsupported(mlp: Any, name: str) -> str:
         if getattr(layer, "bias", None) is not None:
             return f"its {name} has a layer with a bias"
     return ""
-
-
-def unsupported_weighter(weighter: Any) -> str:
-    """Why a ``MakeWeightedChannels`` cannot be taken over; empty where it can."""
-    missing = [n for n in ("alpha", "weight_individual_irreps", "weight_numel", "multiplicity_out")
-               if not hasattr(weighter, n)]  # fmt: skip
-    if missing:
-        return f"an unknown version of MakeWeightedChannels, without {', '.join(missing)}"
-    return "" if weighter.alpha == 1.0 else f"its weights are scaled by {weighter.alpha}"
-
-
-def irreps_of(weighter: Any) -> int:
-    """Weights of each channel."""
-    return weighter.weight_numel // weighter.multiplicity_out
