@@ -194,6 +194,8 @@ def test_only_refusals_are_an_error():
     del model.model.func.per_type_energy_scale_shift
     model.model.func.bessel_encode.cutoff.p = 2.5
     model.model.func.spharm.sh.normalize = False
+    readout = next(m for m in model.modules() if type(m).__name__ == "ScalarMLP")
+    readout.mlp_module.register_forward_hook(lambda *_: None)
     for layer in (model.model.func.layer0_convnet, model.model.func.layer1_convnet):
         layer.equivariant_nonlin.act_scalars.acts[0].f = torch.nn.functional.relu
 
