@@ -78,12 +78,14 @@ def _take_lists(modify_utils):
 
     @wraps(modify)
     def with_lists(*args, **kwargs):
-        if "enable_FastMLIP" not in str((args, kwargs)):
-            return modify(*args, **kwargs)
         try:
-            from fastmlip.integrations.nequip.energies import by_type_name
+            asked = "enable_FastMLIP" in str((args, kwargs))
+            if asked:
+                from fastmlip.integrations.nequip.energies import by_type_name
         except Exception as error:
             _step_aside(_NO_LISTS, error)
+            asked = False
+        if not asked:
             return modify(*args, **kwargs)
         # its errors are about the user's config
         if args and isinstance(args[0], dict):

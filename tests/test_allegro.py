@@ -1,5 +1,6 @@
 """Allegro's models with fastmlip against the same models without: outputs, training gradients."""
 
+import copy
 import functools
 import warnings
 
@@ -237,3 +238,61 @@ def test_other_activations(name):
     want, got = outputs(stock, to_data(rattled())), outputs(fast, to_data(rattled()))
     for key, reference in want.items():
         assert relative_error(got[key], reference) <= 1e-10, key
+
+
+class Between(torch.nn.Module):
+    """The identity at the start, as fine-tuning adds it."""
+
+    def __init__(self, field):
+        super().__init__()
+        self.field, self.irreps_in, self.irreps_out = field, {}, {}
+        self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, data):
+        data[self.field] = data[self.field] * self.scale
+        return data
+
+
+@pytest.mark.parametrize("field", ["edge_attrs", "edge_features"])
+def test_a_module_between_embedding_and_layers(field):
+    stock = build("l2", "float64")
+    row = stock.get_submodule("model.func")
+    modules = dict(row._modules)
+    row._modules.clear()
+    for name, module in modules.items():
+        row._modules[name] = module
+        if name == "tensor_embed":
+            row._modules["between"] = Between(field)
+    with pytest.warns(UserWarning, match="no Allegro_Module that fastmlip knows follows it"):
+        fast = fastmlip.accelerate(copy.deepcopy(stock))
+    for model in (stock, fast):
+        model.get_submodule("model.func.between").scale.data.fill_(1.3)
+    want, got = (force_loss_gradients(model, structures()["batch"]) for model in (stock, fast))
+    for key, reference in want.items():
+        assert relative_error(got[key], reference) <= 1e-10, key
+
+
+def test_an_embedding_whose_reader_is_kept_is_kept():
+    stock = build("l2", "float64")
+    layers = stock.get_submodule("model.func.allegro")
+
+    def forward(self, data):
+        return super(type(self), self).forward(data)
+
+    layers.__class__ = type("Allegro_Module", (type(layers),), {"forward": forward})
+    with pytest.warns(UserWarning, match="Allegro_Module of an unknown version"):
+        fast = fastmlip.accelerate(copy.deepcopy(stock))
+    assert not swapped(fast) & {"FastAllegro", "FastTensorEmbed"}
+    want, got = outputs(stock, to_data(rattled())), outputs(fast, to_data(rattled()))
+    assert relative_error(got["forces"], want["forces"]) <= 1e-10
+
+
+@pytest.mark.parametrize("field", ["edge_attrs", "edge_features"])
+def test_a_hook_on_the_embedding_after_the_swap(field):
+    stock, fast = build("l2", "float64"), fastmlip.accelerate(build("l2", "float64"))
+    for model in (stock, fast):
+        model.get_submodule("model.func.tensor_embed").register_forward_hook(
+            lambda module, args, data: {**data, field: 1.5 * data[field]}
+        )
+    want, got = outputs(stock, to_data(rattled())), outputs(fast, to_data(rattled()))
+    assert relative_error(got["forces"], want["forces"]) <= 1e-10

@@ -103,3 +103,16 @@ def test_contraction_names_a_bad_argument(argument, value, error, message):
     ops.contraction(**good)
     with pytest.raises(error, match=message):
         ops.contraction(**{**good, argument: value})
+
+
+def test_no_channels_and_no_degrees():
+    """Gradients of a sum of nothing are zero, in memory that starts as NaN."""
+    problem = strided_problem("0e+1o", "0e+1o", "0e+1o")
+    x, edge_attr = torch.zeros(5, 2, 0), torch.randn(5, 4, requires_grad=True)
+    env, weight = torch.zeros(3, 4, 0), torch.zeros(problem.weight_numel, 0)
+    dst = torch.tensor([0, 1, 2, 1, 0])
+    with poison_empty():
+        out = ops.contraction(x.requires_grad_(), env, weight, dst, problem, edge_attr)
+        (grad,) = torch.autograd.grad(out.sum(), edge_attr)
+        none = ops.env_sum(torch.zeros(5, 0, 3), torch.zeros(5, 0), dst, 3, ())
+    assert torch.equal(grad, torch.zeros_like(edge_attr)) and none.shape == (3, 0, 3)

@@ -173,7 +173,7 @@ def test_one_sided_and_shuffled_edges():
 
 def test_the_self_connection_is_folded_and_the_same():
     model = fastmlip.accelerate(build("S", "float64"))
-    _, path = model.model.func.what_is_shared()
+    _, path, _ = model.model.func.what_is_shared()
     embed = model.model.func.get_submodule(path)
     blocks = [m for m in model.modules() if isinstance(m, interaction_block.FastInteractionBlock)]
     folded = [block for block in blocks if interaction_block.folds(block, embed)]

@@ -127,6 +127,11 @@ def test_lists_in_configs(tmp_path):
     gone = {"fastmlip/integrations/nequip/energies.py": "raise OSError\n"}
     out, errors = run(tmp_path / "gone", gone, use=LISTS)
     assert out == f"{without} {without} {without} 1" and errors.count(what) == 1
+    unprintable = (
+        "class A:\n    def __repr__(self):\n        raise OSError\n"
+        "import nequip.model.modify_utils as m\nm.modify([A()], [])\nprint('ran')\n"
+    )
+    assert run(tmp_path / "odd", {}, use=unprintable)[0] == "ran"
     other = {MODIFY: "def modify(model, modifiers, more=1):\n    return model\n"}
     out, errors = run(tmp_path / "other", other, use=LISTS)
     assert out == f"{with_lists} {with_lists} {without} 1" and errors.count(MODIFIERS) == 1

@@ -286,7 +286,7 @@ def test_a_removed_hook_is_forgotten(frames, monkeypatch):
     outputs(fast, frames["bulk"])
     assert len(calls) == 1
     handle.remove()
-    assert network(fast).what_is_shared() == ("", "type_embed")
+    assert network(fast).what_is_shared() == ("", "type_embed", "")
     outputs(fast, frames["bulk"])
     assert len(calls) == 1
 

@@ -256,3 +256,16 @@ def test_the_module_is_nequips():
         got = module(x[:, :12], [layer.weight * layer.alpha for layer in layers], x[:, 12:])
         assert_close(torch.cat(got, 1), stock(x).detach(), 0)
     assert str(module) == "ScalarMLP(17 -> 12 -> 12 -> 9 | split at 4)"
+
+
+def test_gradients_of_a_batched_call():
+    """``vmap`` hides that its operands require gradients."""
+    x = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(4 * 7 + 7 * 2, dtype=torch.float64, requires_grad=True)
+
+    def sums(of):
+        return torch.func.vmap(lambda rows: of(rows, weights, (4, 7, 2)).square().sum())(x).sum()
+
+    got, want = (torch.autograd.grad(sums(of), (x, weights)) for of in (ops.scalar_mlp, reference))
+    for one, other in zip(got, want, strict=True):
+        assert_close(one, other, 1, "vmap")

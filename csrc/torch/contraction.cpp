@@ -81,7 +81,10 @@ struct ContractionCall {
 
   template <class T>
   void run(ContractionTensors<T>& t, ContractionKernel<T> kernel) const {
-    if (channels == 0) return;
+    if (channels == 0) {  // all that is not empty is a sum of nothing
+      if (t.da) std::fill_n(t.da, edges * sizes.dim1, T(0));
+      return;
+    }
     const EdgeOrder edge_order(order.const_data_ptr<int64_t>(), nodes, edges);
     kernel(t, edge_order, tables.const_data_ptr<int64_t>(), parallel_for,
            parts(edges * sizes.dim1 * channels / (1 << 13), nodes));

@@ -159,7 +159,11 @@ def _source(function: Any) -> _Source:
         if not lines:
             raise OSError(f"there is no source of {function.__module__}.{function.__qualname__}")
         block = inspect.getblock(lines[code.co_firstlineno - 1 :])
-        _sources[code] = _read(ast.parse(textwrap.dedent("".join(block))).body[0])
+        try:
+            tree = ast.parse(textwrap.dedent("".join(block)))
+        except SyntaxError as error:  # of a lambda, for example
+            raise OSError(f"the source of {function.__qualname__} is no statement") from error
+        _sources[code] = _read(tree.body[0])
     return _sources[code]
 
 

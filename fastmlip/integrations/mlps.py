@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastmlip import ops
+from fastmlip.integrations import inner
 
 Tensor = torch.Tensor
 
@@ -68,6 +69,8 @@ def _has_silu(mlp: Any) -> bool:
 
 def unsupported(mlp: Any, name: str) -> str:
     """Why a ``ScalarMLPFunction`` cannot be taken over; empty where it can."""
+    if inner.kind(mlp) != "ScalarMLPFunction":
+        return f"its {name} is a {inner.kind(mlp)}, not a ScalarMLPFunction"
     layers = getattr(mlp, "mlp", None)
     if not isinstance(layers, torch.nn.Sequential) or len(layers) % 2 == 0:
         return f"its {name} is not layers with activations between them"

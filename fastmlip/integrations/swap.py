@@ -33,7 +33,9 @@ def accelerate(
     and after are the same. Calling it again changes nothing, but may set ``per_edge_gradients``.
 
     Modules with hooks that the swapped form would not run are kept, and so are modules with
-    adapters inside. If these come later, the host's own forward runs there.
+    adapters inside. If these come later, the host's own forward runs there, or the call raises an
+    error: in tabulated models and in Allegro's layers. Constants that are no parameters are read
+    now.
 
     Args:
         model: a model, or modules that hold some.

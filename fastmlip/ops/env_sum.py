@@ -63,7 +63,7 @@ def env_sum(
     elif order.shape != (EdgeOrder.size(num_nodes, edge_dst.shape[0]),):
         raise ValueError(f"order: not the edge_order of these edges, got {tuple(order.shape)}")
     if tables is None:
-        tables = torch.tensor(dims)
+        tables = torch.tensor(dims, dtype=torch.int64)
     return _CPP["forward"](edge_weight, edge_attr, order, tables, num_nodes)
 
 

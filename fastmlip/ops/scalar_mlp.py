@@ -29,7 +29,7 @@ import torch
 
 from fastmlip import backend
 from fastmlip.backend import FLOATS
-from fastmlip.ops.ladder import Rung, asked, ladder
+from fastmlip.ops.ladder import Rung, asked, ladder, own, transformed
 
 Tensor = torch.Tensor
 
@@ -59,7 +59,8 @@ def scalar_mlp(
     if backend.choose(x) != "cpp":
         return reference(x, weights, widths, x2, split)
     wanted = x.requires_grad or weights.requires_grad or (x2 is not None and x2.requires_grad)
-    kept_rows = x.shape[0] if wanted and torch.is_grad_enabled() else 0
+    wanted = (wanted and torch.is_grad_enabled()) or transformed()
+    kept_rows = x.shape[0] if wanted else 0
     first = widths[-1] if split is None else split
     out, out2, _ = _LADDER["forward"](x, x2, weights, widths, first, kept_rows)
     return out if split is None else (out, out2)
@@ -155,10 +156,10 @@ def _double_backward_vjp(rungs, ctx, *directions):
     with torch.enable_grad():
         operands = h, hweights, _join_grads(ctx, grad, grad2, x), _join(x, x2), weights
         # each a tensor of its own, so that derivatives are partial ones: h may depend on x
-        own = [t if t is None else _own(t) for t in operands]
-        second = _second(*own, ctx.widths)
-        third = iter(_gradients(second, [t for t in own if t is not None], directions, again))
-    dh, dhweights, dgrad, dx, dweights = (t if t is None else next(third) for t in own)
+        apart = [t if t is None else own(t) for t in operands]
+        second = _second(*apart, ctx.widths)
+        third = iter(_gradients(second, [t for t in apart if t is not None], directions, again))
+    dh, dhweights, dgrad, dx, dweights = (t if t is None else next(third) for t in apart)
     to_grads = _grad_halves(ctx, dgrad, grad, grad2)
     return dh, dhweights, *to_grads, *_halves(dx, x, x2), dweights, *(None,) * 4
 
@@ -176,10 +177,6 @@ def _gradients(outputs, operands, along, again=True) -> tuple[Tensor, ...]:
         [output for output, _ in pairs], operands, [direction for _, direction in pairs],
         create_graph=again, allow_unused=True, materialize_grads=True,
     )  # fmt: skip
-
-
-def _own(t: Tensor) -> Tensor:
-    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
 
 def _join(x: Tensor, x2: Tensor | None) -> Tensor:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from fastmlip.integrations import forwards
 from fastmlip.integrations.nequip import forwards as nequip
 
 NEW = "nequip-allegro 0.8.2 to 0.8.3"
@@ -14,3 +17,5 @@ KNOWN: dict[str, dict[str, str]] = {
     "allegro.nn.tensorembed.TwoBodySphericalHarmonicTensorEmbed": {"9e36ef56b85beb66": ALL},
     **nequip.KNOWN,
 }
+#: why a fast module must not stand for modules ``(name, module)``; empty where it may
+objection = partial(forwards.objection, known=KNOWN)

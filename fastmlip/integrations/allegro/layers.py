@@ -15,6 +15,7 @@ import torch
 from fastmlip import nn, ops
 from fastmlip.integrations import inner, mlps
 from fastmlip.integrations.allegro import channels
+from fastmlip.integrations.allegro.forwards import objection
 from fastmlip.integrations.derived import Derived, derive, is_cpp
 from fastmlip.ops.contraction import strided_problem
 
@@ -28,7 +29,8 @@ CONTRACTER_ATTRIBUTES = (
     "weights", "w3j", "w3j_is_ij_diagonal", "path_channel_coupling", "mul",
 )  # fmt: skip
 
-FACTORS = "_fastmlip_tensor_embed_weights"  # [E, irreps, U], of the first layer's operand
+# the operand of the first layer by its factors: weights [E, irreps, U] and harmonics [E, dim]
+WEIGHTS, HARMONICS = "_fastmlip_tensor_embed_weights", "_fastmlip_tensor_embed_harmonics"
 
 Data = dict[str, Any]
 
@@ -52,7 +54,7 @@ class FastAllegro(Derived):
     @torch.compiler.assume_constant_result
     def altered(self: Any) -> str:
         """What was put inside after the swap and would not run; empty where there is nothing."""
-        return self.look(lambda: (_added(self), list(self.modules())))
+        return self.look(lambda: (unsupported(self) or _added(self), list(self.modules())))
 
 
 class FastContracter(torch.nn.Module):
@@ -66,10 +68,9 @@ def _forward(layers: Any, data: Data) -> Data:
     nodes = AtomicDataDict.num_nodes(data)
     order = ops.edge_order(edge_dst, edge_dst, nodes)
     irreps, scalars = channels.irreps_of(layers._env_weighter), layers.num_scalar_features
-    features = data.pop(FACTORS, None)  # factors of the features, with edge_attr
-    factor: torch.Tensor | None = edge_attr
+    features, factor = data.pop(WEIGHTS, None), data.pop(HARMONICS, None)
     if features is None:
-        features, factor = data[layers.tensor_features_in_field].mT, None
+        features = data[layers.tensor_features_in_field].mT
 
     embedding = data[layers.scalar_in_field]
     projection = layers.first_layer_env_embed_projection
@@ -141,11 +142,20 @@ def _problem(tp: Any) -> Any:
     return strided_problem(tp.irreps_in1, tp.irreps_in2, tp.irreps_out, normalization)
 
 
+def is_taken(module: Any) -> bool:
+    """Whether it is an ``Allegro_Module`` that is swapped or will be."""
+    if isinstance(module, FastAllegro):
+        return True
+    if type(module).__name__ != "Allegro_Module" or unsupported(module):
+        return False
+    return not objection(module.named_modules(), keeps_hooks=True)
+
+
 def judge_contracter(module: Any, model: torch.nn.Module) -> str | None:
     """None in an ``Allegro_Module`` that is swapped or will be, the row of which says so."""
     for owner in model.modules():
         if any(module is tp for tp in getattr(owner, "tps", ())):
-            if isinstance(owner, FastAllegro) or not unsupported(owner):
+            if is_taken(owner):
                 return None
             return unsupported_contracter(module) or "the Allegro_Module around it is not swapped"
     return "it is not a part of an Allegro_Module"

@@ -32,7 +32,7 @@ def by_type_name(settings: Any) -> Any:
     for key in KEYS:
         given = settings.get(key)
         several = isinstance(given, (Mapping, Sequence)) and not isinstance(given, str)
-        if names is not None and several:
+        if isinstance(names, Sequence) and not isinstance(names, str) and several:
             values = as_list(key, given, list(names))
             settings[key] = dict(zip(names, values, strict=True))
     return settings

@@ -10,6 +10,8 @@ from fastmlip.integrations import e3nn_forwards, forwards
 BOTH = "nequip 0.19.0 to 0.19.1"
 KNOWN = {
     "nequip.nn._graph_mixin.SequentialGraphNetwork": {"7fa068590e4988f6": BOTH},
+    "nequip.nn.convnetlayer.ConvNetLayer": {"4df7cba35564cfd2": BOTH},
+    "nequip.nn.embedding.node.NodeTypeEmbed": {"8e2389ba8cd41d56": BOTH},
     "nequip.nn.interaction_block.InteractionBlock": {"a3053e7caa79e82d": BOTH},
     "nequip.nn._tp_scatter_base.TensorProductScatter": {"8834f398e042b917": BOTH},
     "nequip.nn.norm.AvgNumNeighborsNorm": {"b4f47b1059c311d7": BOTH},

@@ -52,6 +52,7 @@ class FastInteractionBlock(Derived):
     spline: RadialSpline | None
     table_metadata: dict[str, str]
     look: inner.Look
+    tabulated: list[str]  # kinds of the modules that its table was made of
     refusals: list[Any]  # handles of hooks, of the last block of a tabulated model
     is_named_in_metadata: bool  # one module may contribute a key
 
@@ -61,6 +62,8 @@ class FastInteractionBlock(Derived):
     @property
     def remark(self: Any) -> str:
         """For the summary."""
+        if self.spline is None and (altered := self.altered()):
+            return f"NequIP's own forward runs: {altered}"
         if self.spline is None:
             text = "for training; requires_grad_(False): faster inference on a CPU"
             return text if _trainable(self) else ""
@@ -99,7 +102,20 @@ class FastInteractionBlock(Derived):
     def altered(self: Any) -> str:
         """What was put inside after the swap, such as a hook or an adapter, and needs the host's
         forward to run; empty where there is nothing."""
-        return self.look(lambda: (unsupported_parts(self), [self, *(m for _, m in parts(self))]))
+        return self.look(lambda: (altered_parts(self), [self, *(m for _, m in parts(self))]))
+
+
+def altered_parts(block: Any) -> str:
+    """What was put into a swapped block and its own forward does not run; empty where there is
+    nothing."""
+    if block.spline is not None and table_kinds(block) != block.tabulated:
+        return "modules that its table and folded weights were made of were changed"
+    return unsupported_parts(block)
+
+
+def table_kinds(block: Any) -> list[str]:
+    """Kinds of the modules that a table and folded weights are made of."""
+    return [type(module).__name__ for name, module in parts(block) if name != "ghost_exchange"]
 
 
 def _trainable(block: Any) -> bool:
@@ -122,7 +138,7 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     if host.sc is not None:
         new.maps["sc"] = linear.TypedLinear(host.sc)
     new.spline, new.table_metadata, new.is_named_in_metadata = None, {}, False
-    new.look, new.refusals = inner.Look(), []
+    new.look, new.refusals, new.tabulated = inner.Look(), [], []
     return new
 
 
@@ -156,7 +172,7 @@ def unsupported_parts(block: Any) -> str:
     for name, known in PASSED_BY.items():
         module = getattr(block, name)
         if module is not None and inner.kind(module) != known:
-            return f"its {name} is a {type(module).__name__}, not a {known}"
+            return f"its {name} is a {inner.kind(module)}, not a {known}"
     layers = getattr(block.edge_mlp, "mlp", None)
     if not isinstance(layers, torch.nn.Sequential) or len(layers) % 2 == 0:
         return "its radial network is not layers with activations between them"
@@ -201,7 +217,14 @@ def _forward(block: Any, data: Data) -> Data:
     data["node_features"] = block.maps["linear_1"](x, block.linear_1)
     norm = block.avg_num_neighbors_norm
     if block.norm_is_folded:  # the field that the host leaves
-        data[norm.norm_key] = norm.norm_const.expand(x.shape[0], -1)
+        if edges.SHARED not in data and norm.norm_key in data:  # perhaps a factor of the caller's
+            given = data[norm.norm_key]
+            if given.size(0) == x.shape[0]:
+                data["node_features"] = data["node_features"] * (given / norm.norm_const)
+            else:
+                data[norm.norm_key] = norm.norm_const.expand(x.shape[0], -1)
+        else:
+            data[norm.norm_key] = norm.norm_const.expand(x.shape[0], -1)
     else:
         data = norm(data)
     if not block.is_first_layer:

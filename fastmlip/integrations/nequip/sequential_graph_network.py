@@ -22,6 +22,7 @@ from fastmlip.integrations import inner
 from fastmlip.integrations.derived import Derived, derive
 from fastmlip.integrations.nequip import interaction_block
 from fastmlip.integrations.nequip.edges import SHARED, Shared
+from fastmlip.integrations.nequip.forwards import objection
 
 ROWS = {"Sequential", "SequentialGraphNetwork", "FastSequentialGraphNetwork"}
 BLOCKS = {"InteractionBlock", "FastInteractionBlock"}
@@ -30,6 +31,11 @@ BEFORE = {
     "NodeTypeEmbed", "SphericalHarmonicEdgeAttrs", "EdgeLengthNormalizer",
     "BesselEdgeLengthEncoding", "ComputedAtEnd", "FastEdgeLengthNormalizer",
     "FastBesselEdgeLengthEncoding", "ConvNetLayer",
+}  # fmt: skip
+# of these, the host's own, whose code must be one that is known
+HOSTS_OWN = {
+    "NodeTypeEmbed", "SphericalHarmonicEdgeAttrs", "EdgeLengthNormalizer",
+    "BesselEdgeLengthEncoding", "ConvNetLayer", "ApplyFactor",
 }  # fmt: skip
 BEHIND = {
     "ScalarMLP", "FastScalarMLP", "AtomwiseLinear", "AtomwiseReduce", "PerTypeScaleShift",
@@ -41,6 +47,8 @@ OF_EDGES = (
     "edge_vectors", "edge_lengths", "normed_edge_lengths", "edge_attrs", "edge_cutoff",
     "edge_embedding",
 )  # fmt: skip
+
+NORM = "feature_norm_factor"
 
 Data = dict[str, Any]
 
@@ -57,11 +65,12 @@ class FastSequentialGraphNetwork(Derived):
 
     per_edge_gradients: bool
     look: inner.Look
+    tabulated: list[str]  # kinds of what was before the layers when they were tabulated
 
     @property
     def remark(self: Any) -> str:
         """For the summary."""
-        reason, _ = self.what_is_shared()
+        reason, *_ = self.what_is_shared()
         if reason:
             return f"every layer by itself: {reason}"
         return "per_edge_gradients" if self.per_edge_gradients else ""
@@ -73,8 +82,12 @@ class FastSequentialGraphNetwork(Derived):
             forces_only: the caller is the only one that differentiates the energy, and does so with
                 respect to positions and to a strain of all of them.
         """
-        reason, path = ("", "") if SHARED in data else self.what_is_shared()
-        if SHARED in data or reason:
+        if SHARED in data:
+            return super().forward(data)  # type: ignore[misc]
+        reason, path, unseen = self.what_is_shared()
+        if unseen:
+            raise RuntimeError(f"a tabulated model cannot run this: {unseen}")
+        if reason or NORM in data:  # a factor of the caller's, which every layer reads
             return super().forward(data)  # type: ignore[misc]
         pairs = forces_only and not self.per_edge_gradients and "edge_vectors" not in data
         shared = Shared(self.get_submodule(path) if path else None, pairs)
@@ -88,13 +101,35 @@ class FastSequentialGraphNetwork(Derived):
         return data
 
     @torch.compiler.assume_constant_result  # it looks at modules alone
-    def what_is_shared(self: Any) -> tuple[str, str]:
-        """Why layers must share nothing, empty where they may; and the path of the module that node
-        attributes of all layers are a function of the type by, empty where they may be anything."""
+    def what_is_shared(self: Any) -> tuple[str, str, str]:
+        """Why layers must share nothing, empty where they may; the path of the module that node
+        attributes of all layers are a function of the type by, empty where they may be anything;
+        and what the tables of tabulated layers know nothing of, empty where there is nothing."""
         return self.look(lambda: _look(self))
 
 
-def _look(network: Any) -> tuple[tuple[str, str], list[torch.nn.Module]]:
+def before_layers(network: Any) -> list[tuple[str, Any]]:
+    """What tables are made of: modules before the last layer, other than layers, and the table of
+    types, with their paths."""
+    row = list(_flat(network))
+    kinds = [inner.kind(module) for _, module in row]
+    last = max((at for at, kind in enumerate(kinds) if kind == "ConvNetLayer"), default=0)
+    found = [part for part, kind in zip(row[:last], kinds, strict=False) if kind != "ConvNetLayer"]
+    tables = [(f"{path}.embed_module", m.embed_module) for path, m in found
+              if inner.kind(m) == "NodeTypeEmbed"]  # fmt: skip
+    return found + tables
+
+
+def unseen_by_tables(network: Any) -> str:
+    """What tabulated layers of ``network`` know nothing of, empty where there is nothing."""
+    row = [(path, module, inner.kind(module)) for path, module in _flat(network)]
+    last = max((at for at, (_, _, kind) in enumerate(row) if kind == "ConvNetLayer"), default=-1)
+    return _unknown(row[: last + 1]) or inner.why_not(
+        [(path, module) for path, module, _ in row[: last + 1]] + before_layers(network)
+    )
+
+
+def _look(network: Any) -> tuple[tuple[str, str, str], list[torch.nn.Module]]:
     """What :meth:`what_is_shared` says, and the modules that this depends on."""
     row = [(path, module, inner.kind(module)) for path, module in _flat(network)]
     parts, altered = [(path, module) for path, module, _ in row], ""
@@ -103,11 +138,15 @@ def _look(network: Any) -> tuple[tuple[str, str], list[torch.nn.Module]]:
             parts.append((f"{path}.conv", module.conv))
             parts += [(f"{path}.conv.{n}", m) for n, m in interaction_block.parts(module.conv)]
             if isinstance(module.conv, interaction_block.FastInteractionBlock):
-                altered = altered or interaction_block.unsupported_parts(module.conv)
+                altered = altered or interaction_block.altered_parts(module.conv)
         elif kind == "NodeTypeEmbed":
             parts.append((f"{path}.embed_module", module.embed_module))
-    reason = _unknown(row) or inner.why_not(parts) or altered
-    return (reason, _embedding(row)), [network, *(module for _, module in parts)]
+    reason, unseen = _unknown(row) or inner.why_not(parts) or altered, ""
+    if network.tabulated:
+        now = [type(module).__name__ for _, module in before_layers(network)]
+        changed = "modules before its layers were changed" if now != network.tabulated else ""
+        unseen = unseen_by_tables(network) or changed
+    return (reason, _embedding(row), unseen), [network, *(module for _, module in parts)]
 
 
 def _unknown(row: list[tuple[str, Any, str]]) -> str:
@@ -120,6 +159,8 @@ def _unknown(row: list[tuple[str, Any, str]]) -> str:
             known = inner.kind(module.conv) in BLOCKS
         if not known:
             return f"{path} is a {kind}, whose effect on the data is not known here"
+        if kind in HOSTS_OWN and (why := objection([("", module)], keeps_hooks=True)):
+            return f"{path}: {why}"
     return ""
 
 
@@ -156,5 +197,5 @@ def judge(module: torch.nn.Module, model: torch.nn.Module) -> str | None:
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """The same modules in one of the fast class."""
     new = derive(FastSequentialGraphNetwork, old)
-    new.per_edge_gradients, new.look = False, inner.Look()
+    new.per_edge_gradients, new.look, new.tabulated = False, inner.Look(), []
     return new

@@ -11,12 +11,21 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmlip.integrations.host import TOLERANCE
+from fastmlip.integrations.inner import Look
 from fastmlip.integrations.nequip import probes
 from fastmlip.integrations.nequip.edge_embedding import FastBesselEdgeLengthEncoding
-from fastmlip.integrations.nequip.interaction_block import FastInteractionBlock, folds
+from fastmlip.integrations.nequip.interaction_block import (
+    FastInteractionBlock,
+    folds,
+    table_kinds,
+)
 from fastmlip.integrations.nequip.models import without_ghost_exchange
 from fastmlip.integrations.nequip.private import nequip_compile, workflow_state
-from fastmlip.integrations.nequip.sequential_graph_network import FastSequentialGraphNetwork
+from fastmlip.integrations.nequip.sequential_graph_network import (
+    FastSequentialGraphNetwork,
+    before_layers,
+    unseen_by_tables,
+)
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops._edge_embedding_reference import radial as bessel_embedding
 
@@ -53,8 +62,14 @@ def tabulate_(
             "interaction blocks and "
             f"{len(bessels)} Bessel embeddings that fastmlip accelerates (see fastmlip.summary)"
         )
+    rows: list[Any] = [m for m in model.modules() if isinstance(m, FastSequentialGraphNetwork)]
+    for network in rows:
+        network.tabulated = []
+        if unseen := unseen_by_tables(network):
+            raise ValueError(f"model: it cannot be tabulated: {unseen}")
     for block in blocks:
-        block.spline = None
+        block.spline, block.look = None, Look()
+        block.tabulated = table_kinds(block)
         for folding in block.maps.values():
             folding.folded = None
         while block.refusals:
@@ -79,6 +94,9 @@ def tabulate_(
         block.is_named_in_metadata = block is blocks[-1]
         block.table_metadata = {f"fastmlip_table_{key}": text for key, text in metadata.items()}
     _fold_self_connections(model)
+    for network in rows:
+        network.tabulated = [type(part).__name__ for _, part in before_layers(network)]
+        network.look = Look()
     parts = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     blocks[-1].refusals = [m.register_load_state_dict_pre_hook(refuse_state) for m in parts]
 
@@ -147,7 +165,7 @@ def _refine(model: Any, blocks: list[Any], bessel: Any, tol: float, structures: 
 def _fold_self_connections(model: torch.nn.Module) -> None:
     networks: list[Any] = [m for m in model.modules() if isinstance(m, FastSequentialGraphNetwork)]
     for network in networks:
-        _, path = network.what_is_shared()
+        _, path, _ = network.what_is_shared()
         embed = network.get_submodule(path) if path else None
         for block in network.modules():
             if isinstance(block, FastInteractionBlock) and folds(block, embed):

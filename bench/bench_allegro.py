@@ -1,0 +1,98 @@
+"""Whole Allegro models, stock against fastmlip: energy and forces of compiled models, and one
+training step.
+
+Names are l_max, channels and layers. 64 scalar features, a disordered fcc alloy of three types,
+cutoff 5 A, float32. Stock also runs eager; its better time is the one to beat.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+import torch
+from nequip.scripts._compile_utils import ASE_TARGET
+from nequip.utils.aot import aot_export_model
+from nequip.utils.global_state import set_global_state
+
+import fastmlip
+
+from .bench_inference import _atoms, _frame, _run
+from .bench_nequip import TYPE_NAMES, _training_step
+
+pytest.importorskip("allegro")
+MODELS = {
+    "l1 16 2": {"l_max": 1, "parity": True, "num_layers": 2, "num_tensor_features": 16},
+    "l2 64 2": {"l_max": 2, "parity": True, "num_layers": 2, "num_tensor_features": 64},
+    "l3 64 3": {"l_max": 3, "parity": False, "num_layers": 3, "num_tensor_features": 64},
+}
+WHO = {"Allegro": "eager", "Allegro AOTInductor": "stock", "fastmlip": "fast"}
+
+
+@cache
+def _models(name):
+    from allegro.model import AllegroModel
+
+    set_global_state(allow_tf32=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stock = AllegroModel(
+            seed=1, model_dtype="float32", type_names=TYPE_NAMES, r_max=5.0,
+            radial_chemical_embed={"_target_": "allegro.nn.TwoBodyBesselScalarEmbed"},
+            num_scalar_features=64, avg_num_neighbors=40.0, **MODELS[name],
+        )  # fmt: skip
+    return {"stock": stock.eval(), "fast": fastmlip.accelerate(copy.deepcopy(stock)).eval()}
+
+
+@cache
+def _compiled(name, who):
+    model = copy.deepcopy(_models(name)[who]).requires_grad_(False)
+    dim = torch.export.Dim
+    shapes = {
+        "graph": dim.STATIC,
+        "node": dim("num_nodes", min=2, max=10**9),
+        "edge": dim("num_edges", min=2, max=10**9),
+    }
+    file = str(Path(mkdtemp()) / f"{who}.nequip.pt2")
+    inputs, outputs = ASE_TARGET["input"], ASE_TARGET["output"]
+    aot_export_model(model, "cpu", inputs, outputs, dict(_frame("108-atom alloy")), shapes, file)
+    return torch._inductor.aoti_load_package(file)
+
+
+@pytest.mark.parametrize("who", list(WHO))
+@pytest.mark.parametrize("structure", ["108-atom alloy"])
+@pytest.mark.parametrize("name", list(MODELS))
+def bench_allegro(compare, name, structure, who):
+    data = _frame(structure)
+    stock = _models(name)["stock"].requires_grad_(False)
+    want = stock(dict(data))["forces"]
+    if WHO[who] == "eager":
+        model, run = stock, lambda m, d: m(dict(d))
+    else:
+        model, run = _compiled(name, WHO[who]), _run
+    error = (run(model, data)["forces"] - want).abs().max()
+    assert error <= 1e-5 * max(1.0, want.abs().max())
+    compare(
+        who, lambda: run(model, data), rounds=3 if WHO[who] == "eager" else 20,
+        case=f"Allegro {name}", what=f"energy+forces, {structure}", size=("atoms", _atoms(data)),
+        max_force_error=float(error), note=f"max |dF| {error:.1e}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("who", ["stock", "fast"])
+@pytest.mark.parametrize("name", list(MODELS))
+def bench_allegro_training(compare, name, who):
+    """Eager on both sides."""
+    models = {
+        key: copy.deepcopy(model).requires_grad_(True) for key, model in _models(name).items()
+    }
+    expected, found = (_training_step(models[key]) for key in ("stock", who))
+    for one, other in zip(expected, found, strict=True):
+        assert (one - other).abs().max() <= 1e-4 * one.abs().max().clamp(min=1e-3)
+    title = {"stock": "Allegro", "fast": "fastmlip"}[who]
+    compare(title, lambda: _training_step(models[who]), rounds=2 if who == "stock" else 5,
+            case=f"Allegro {name}", what="training step", note="108 atoms")  # fmt: skip
