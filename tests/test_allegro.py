@@ -196,6 +196,7 @@ def test_exports(target, channels, tmp_path):
     more = {"num_tensor_features": channels}
     stock = build("l2", "float64", **more)
     fast = fastmlip.accelerate(build("l2", "float64", **more)).requires_grad_(False)
+    fast = copy.deepcopy(fast)  # which has not run
     frames = [
         target["data_settings"](AtomicDataDict.batched_from_list([to_data(rattled(n))]))
         for n in (2, 1, 3)

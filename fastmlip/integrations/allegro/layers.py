@@ -54,7 +54,7 @@ class FastAllegro(Derived):
     @torch.compiler.assume_constant_result
     def altered(self: Any) -> str:
         """What was put inside after the swap and would not run; empty where there is nothing."""
-        return self.look(lambda: (unsupported(self) or _added(self), list(self.modules())))
+        return self.look(lambda: (unsupported_parts(self) or _added(self), list(self.modules())))
 
 
 class FastContracter(torch.nn.Module):
@@ -157,7 +157,11 @@ def judge_contracter(module: Any, model: torch.nn.Module) -> str | None:
         if any(module is tp for tp in getattr(owner, "tps", ())):
             if is_taken(owner):
                 return None
-            return unsupported_contracter(module) or "the Allegro_Module around it is not swapped"
+            return (
+                unsupported_contracter(module)
+                or _other_problem(module)
+                or "the Allegro_Module around it is not swapped"
+            )
     return "it is not a part of an Allegro_Module"
 
 
@@ -170,17 +174,17 @@ def unsupported_contracter(tp: Any) -> str:
         return f"an unknown version of Contracter, without {', '.join(missing)}"
     if tp.instructions is not None:
         return "its paths are chosen by hand"
+    return ""
+
+
+def _other_problem(tp: Any) -> str:
+    """A model may bring its own e3nn; some versions before 0.5 have other signs in these tables."""
     try:
         problem = _problem(tp)
     except ValueError as error:
         return str(error)
     if problem.weight_numel != tp.num_paths:
         return f"it has {tp.num_paths} paths, not {problem.weight_numel}"
-    return _other_clebsch_gordan(tp, problem)
-
-
-def _other_clebsch_gordan(tp: Any, problem: Any) -> str:
-    """A model may bring its own e3nn; some versions before 0.5 have other signs in these tables."""
     ours = torch.zeros(problem.weight_numel, problem.dim_in1, problem.dim_in2, problem.dim_out)
     for number, p in enumerate(problem.paths):
         for i, j, k, value in p.cg:
@@ -195,6 +199,11 @@ def _other_clebsch_gordan(tp: Any, problem: Any) -> str:
 
 def unsupported(module: Any) -> str:
     """Why an ``Allegro_Module`` cannot be swapped; empty where it can."""
+    return unsupported_parts(module) or next(filter(None, map(_other_problem, module.tps)), "")
+
+
+def unsupported_parts(module: Any) -> str:
+    """Why modules inside, whatever their numbers are, cannot be passed by; empty where they can."""
     missing = [name for name in HOST_ATTRIBUTES if not hasattr(module, name)]
     if missing:
         return f"an unknown version of Allegro's class, without {', '.join(missing)}"
