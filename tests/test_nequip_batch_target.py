@@ -53,4 +53,5 @@ def _strides_are_seen_by_our_loader(compiled, names, inputs, data, found):
     assert not apart["pos"].is_contiguous()
     with torch.inference_mode():
         again = loaded.run(apart)
-    assert all(torch.equal(again[name], found[name]) for name in names)
+    # not the bits: those of matrix products depend on where operands lie
+    assert all(relative_error(again[name], found[name]) < 1e-12 for name in names)

@@ -8,25 +8,31 @@
 #include <thread>
 #include <vector>
 
+#include "../csrc/contraction.h"
 #include "../csrc/edge_embedding.h"
 #include "../csrc/edge_pair.h"
 #include "../csrc/edge_vectors.h"
+#include "../csrc/env_sum.h"
 #include "../csrc/gate.h"
 #include "../csrc/irreps_linear.h"
 #include "../csrc/isa.h"
 #include "../csrc/pair_linear.h"
 #include "../csrc/radial_conv.h"
+#include "../csrc/scalar_mlp.h"
 #include "../csrc/scale_shift.h"
 #include "../csrc/tensor_product_conv.h"
 #include "../csrc/zbl.h"
 
 namespace fastmlip {
 
+FASTMLIP_KERNELS(Contraction, contraction)
 FASTMLIP_KERNELS(EdgeEmbedding, edge_embedding)
+FASTMLIP_KERNELS(EnvSum, env_sum)
 FASTMLIP_KERNELS(Gate, gate)
 FASTMLIP_KERNELS(IrrepsLinear, irreps_linear)
 FASTMLIP_KERNELS(PairLinear, pair_linear)
 FASTMLIP_KERNELS(RadialConv, radial_conv)
+FASTMLIP_KERNELS(ScalarMlp, scalar_mlp)
 FASTMLIP_KERNELS(ScaleShift, scale_shift)
 FASTMLIP_KERNELS(TensorProductConv, tensor_product_conv)
 FASTMLIP_KERNELS(Zbl, zbl)
@@ -113,18 +119,19 @@ Results edges(int64_t threads) {
   return results;
 }
 
-// 5x0e + 7x1o times 0e + 1o, all paths; the symbols are any numbers.
+// 5x0e + 7x1o times 0e + 1o, all paths, or other multiplicities; the symbols are any numbers.
 struct Product {
   struct Path {
     int64_t in, out, in2, d2;
   };
-  const std::vector<Block> in{{5, 1}, {7, 3}}, out{{5, 1}, {7, 3}, {5, 3}, {7, 1}, {7, 3}, {7, 5}};
+  std::vector<Block> in, out;
   const std::vector<Path> paths{{0, 0, 0, 1}, {1, 1, 0, 1}, {0, 2, 1, 3},
                                 {1, 3, 1, 3}, {1, 4, 1, 3}, {1, 5, 1, 3}};
   static constexpr int64_t dim1 = 26, dim2 = 4, dim3 = 5 + 21 + 15 + 7 + 21 + 35, weights = 38;
   Integers table;
 
-  Product() {
+  explicit Product(int64_t a = 5, int64_t b = 7)
+      : in{{a, 1}, {b, 3}}, out{{a, 1}, {b, 3}, {a, 3}, {b, 1}, {b, 3}, {b, 5}} {
     Integers rows, symbols;
     int64_t weight = 0, begin = 0;
     for (const Path& p : paths) {
@@ -141,7 +148,7 @@ struct Product {
       weight += mul, begin = end;
     }
     table = {
-        int64_t(in.size()), dim2, int64_t(out.size()), int64_t(paths.size()), begin, weights, 0};
+        int64_t(in.size()), dim2, int64_t(out.size()), int64_t(paths.size()), begin, weight, 0};
     for (const auto& blocks : {in, out})
       for (const Block& b : blocks) table.insert(table.end(), {b.mul, b.dim});
     table.insert(table.end(), rows.begin(), rows.end());
@@ -206,6 +213,81 @@ Results radial_convs(int64_t threads) {
     t.grad = grad.data(), t.dx = dx.data(), t.da = da.data(), t.dradial = dradial.data();
     radial_conv().backward_f32(t, g.edges(), product.table.data(), parallel_for, threads);
     for (const Floats* result : {&out, &dx, &da, &dradial}) results.add(*result);
+  }
+  return results;
+}
+
+Results env_sums(int64_t threads) {
+  const Graph g(1);
+  constexpr int64_t channels = 5, dims[] = {1, 3}, dim = 4;
+  const Floats w = numbers<float>(kEdges * 2 * channels, 31), hw = numbers<float>(w.size(), 32),
+               a = numbers<float>(kEdges * dim, 33), ha = numbers<float>(a.size(), 34),
+               grad = numbers<float>(kNodes * dim * channels, 35);
+  Results results;
+  for (bool second : {false, true}) {
+    Floats out(grad.size()), dw(w.size()), da(a.size());
+    EnvSumTensors<float> t{};
+    t.channels = channels, t.weight_rows = t.num_blocks = 2, t.dims = dims;
+    t.edge_weight = w.data(), t.edge_attr = a.data(), t.grad = grad.data();
+    t.out = out.data(), t.dw = dw.data(), t.da = da.data();
+    if (second) t.hw = hw.data(), t.ha = ha.data();
+    env_sum().receive_f32(t, g.edges(), parallel_for, threads);
+    env_sum().send_f32(t, g.edges(), parallel_for, threads);
+    for (const Floats* result : {&out, &dw, &da}) results.add(*result);
+  }
+  return results;
+}
+
+Results contractions(int64_t threads) {
+  const Graph g(1);
+  const Product product(1, 1);
+  constexpr int64_t channels = 9, dim = 4, dim_out = 16, paths = 6;
+  const Floats x = numbers<float>(kEdges * dim * channels, 36), hx = numbers<float>(x.size(), 37),
+               weights = numbers<float>(kEdges * 2 * channels, 38),
+               hweights = numbers<float>(weights.size(), 39), a = numbers<float>(kEdges * dim, 40),
+               ha = numbers<float>(a.size(), 41), env = numbers<float>(kNodes * dim * channels, 42),
+               henv = numbers<float>(env.size(), 43), w = numbers<float>(paths * channels, 44),
+               hw = numbers<float>(w.size(), 45),
+               grad = numbers<float>(kEdges * dim_out * channels, 46);
+  Results results;
+  for (bool factors : {false, true}) {
+    Floats out(grad.size()), dx(factors ? weights.size() : x.size()), da(a.size()),
+        denv(env.size()), dw(w.size());
+    ContractionTensors<float> t{};
+    t.channels = channels, t.x_rows = factors ? 2 : dim;
+    t.x = factors ? weights.data() : x.data(), t.hx = factors ? hweights.data() : hx.data();
+    if (factors) t.edge_attr = a.data(), t.ha = ha.data(), t.da = da.data();
+    t.env = env.data(), t.weight = w.data(), t.grad = grad.data();
+    t.henv = henv.data(), t.hweight = hw.data();
+    t.out = out.data(), t.dx = dx.data(), t.denv = denv.data(), t.dweight = dw.data();
+    const auto& kernels = contraction();
+    for (auto kernel : {kernels.forward_f32, kernels.backward_f32, kernels.double_backward_f32}) {
+      kernel(t, g.edges(), product.table.data(), parallel_for, threads);
+      for (const Floats* result : {&out, &dx, &da, &denv, &dw}) results.add(*result);
+    }
+  }
+  return results;
+}
+
+Results scalar_mlps(int64_t threads) {
+  constexpr int64_t inputs = 20, hidden = 33, outputs = 17;
+  constexpr int64_t numel = inputs * hidden + hidden * outputs;
+  const Floats x = numbers<float>(kEdges * inputs, 47), h = numbers<float>(x.size(), 48),
+               grad = numbers<float>(kEdges * outputs, 49), weights = numbers<float>(numel, 50),
+               hweights = numbers<float>(numel, 51);
+  Floats kept(kEdges * hidden), out(grad.size()), dgrad(grad.size()), dx(x.size()), dweights(numel);
+  MlpTensors<float> t{};
+  t.rows = kEdges, t.widths = {inputs, hidden, outputs};
+  t.weights = weights.data(), t.hweights = hweights.data();
+  t.x[0] = {x.data(), inputs, inputs}, t.grad[0] = {grad.data(), outputs, outputs};
+  t.h = {h.data(), inputs, inputs};
+  t.kept = kept.data(), t.out[0] = out.data(), t.split[0] = outputs;
+  t.dgrad = dgrad.data(), t.dx = dx.data(), t.dweights = dweights.data();
+  const auto& kernels = scalar_mlp();
+  Results results;
+  for (auto kernel : {kernels.forward_f32, kernels.backward_f32, kernels.double_backward_f32}) {
+    kernel(t, parallel_for, threads);
+    for (const Floats* result : {&kept, &out, &dgrad, &dx, &dweights}) results.add(*result);
   }
   return results;
 }
@@ -348,6 +430,9 @@ const std::vector<std::pair<const char*, Results (*)(int64_t)>> kKernels = {
     {"edges", edges},
     {"tensor_product_conv", tensor_product_convs},
     {"radial_conv", radial_convs},
+    {"env_sum", env_sums},
+    {"contraction", contractions},
+    {"scalar_mlp", scalar_mlps},
     {"edge_embedding", edge_embeddings},
     {"gate", gates},
     {"irreps_linear", linears},
