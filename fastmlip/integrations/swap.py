@@ -34,8 +34,8 @@ def accelerate(
 
     Modules with hooks that the swapped form would not run are kept, and so are modules with
     adapters inside. If these come later, the host's own forward runs there, or the call raises an
-    error: in tabulated models and in Allegro's layers. Constants that are no parameters are read
-    now.
+    error: in tabulated models, in Allegro's layers, and where a hook on the edge embedding asks for
+    a field that is computed later. Constants that are no parameters are read now.
 
     Args:
         model: a model, or modules that hold some.
