@@ -10,18 +10,14 @@ from __future__ import annotations
 import copy
 import warnings
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 import torch
-from nequip.scripts._compile_utils import ASE_TARGET
-from nequip.utils.aot import aot_export_model
 from nequip.utils.global_state import set_global_state
 
 import fastmlip
 
-from .bench_inference import _atoms, _frame, _run
+from .bench_inference import _atoms, _frame, _run, export
 from .bench_nequip import TYPE_NAMES, _training_step
 
 pytest.importorskip("allegro")
@@ -51,16 +47,7 @@ def _models(name):
 @cache
 def _compiled(name, who):
     model = copy.deepcopy(_models(name)[who]).requires_grad_(False)
-    dim = torch.export.Dim
-    shapes = {
-        "graph": dim.STATIC,
-        "node": dim("num_nodes", min=2, max=10**9),
-        "edge": dim("num_edges", min=2, max=10**9),
-    }
-    file = str(Path(mkdtemp()) / f"{who}.nequip.pt2")
-    inputs, outputs = ASE_TARGET["input"], ASE_TARGET["output"]
-    aot_export_model(model, "cpu", inputs, outputs, dict(_frame("108-atom alloy")), shapes, file)
-    return torch._inductor.aoti_load_package(file)
+    return torch._inductor.aoti_load_package(export(model, who))
 
 
 @pytest.mark.parametrize("who", list(WHO))

@@ -91,20 +91,23 @@ def _variants(preset):
     return {"peer": stock, "exact": exact, "tabulated": fastmlip.tabulate(stock)}
 
 
-@cache
-def _package(preset, who):
-    """The file of the exported model."""
-    model = copy.deepcopy(_variants(preset)[who])
+def export(model, name):
+    """The file of the model, exported for ASE."""
     dim = torch.export.Dim
     shapes = {
         "graph": dim.STATIC,
         "node": dim("num_nodes", min=2, max=10**9),
         "edge": dim("num_edges", min=2, max=10**9),
     }
-    file = str(Path(mkdtemp()) / f"{preset}_{who}.nequip.pt2")
+    file = str(Path(mkdtemp()) / f"{name}.nequip.pt2")
     inputs, outputs = ASE_TARGET["input"], ASE_TARGET["output"]
     aot_export_model(model, "cpu", inputs, outputs, dict(_frame(STRUCTURES[0])), shapes, file)
     return file
+
+
+@cache
+def _package(preset, who):
+    return export(copy.deepcopy(_variants(preset)[who]), f"{preset}_{who}")
 
 
 @cache

@@ -269,3 +269,9 @@ def test_gradients_of_a_batched_call():
     got, want = (torch.autograd.grad(sums(of), (x, weights)) for of in (ops.scalar_mlp, reference))
     for one, other in zip(got, want, strict=True):
         assert_close(one, other, 1, "vmap")
+
+
+def test_matrices_of_other_shapes_are_refused():
+    """Also where their numbers are as many."""
+    with pytest.raises(ValueError, match=r"weights: expected matrices between \(4, 6\)"):
+        ScalarMLP([4, 6])(torch.zeros(3, 4), [torch.zeros(6, 4)])

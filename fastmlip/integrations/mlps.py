@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from fastmlip import ops
 from fastmlip.integrations import inner
+from fastmlip.nn import scalar_mlp
 
 Tensor = torch.Tensor
 
@@ -21,8 +21,7 @@ def apply(mlp: Any, x: Tensor) -> Tensor:
     """``mlp(x)``, ``[rows, columns]``."""
     if not _has_silu(mlp):
         return mlp(x)
-    matrices = _matrices(mlp)
-    out: Any = ops.scalar_mlp(x, _flat(matrices), _widths(matrices))
+    out: Any = scalar_mlp.apply(x, _matrices(mlp))
     return out
 
 
@@ -34,7 +33,7 @@ def with_weights(
     matrices = _matrices(mlp)
     matrices[-1] = _ordered(matrices[-1], first, irreps)
     if _has_silu(mlp):
-        own, weights = ops.scalar_mlp(x, _flat(matrices), _widths(matrices), x2, first)
+        own, weights = scalar_mlp.apply(x, matrices, x2, first)
     else:
         row = x if x2 is None else torch.cat([x, x2], 1)
         for layer in list(mlp.mlp)[:-1]:
@@ -52,15 +51,6 @@ def _ordered(matrix: Tensor, first: int, irreps: int) -> Tensor:
         return matrix
     weights = matrix[:, first:].unflatten(1, (-1, irreps)).mT.flatten(1)
     return torch.cat([matrix[:, :first], weights], 1) if first else weights
-
-
-def _flat(matrices: list[Tensor]) -> Tensor:
-    flat = [matrix.reshape(-1) for matrix in matrices]
-    return flat[0] if len(flat) == 1 else torch.cat(flat)
-
-
-def _widths(matrices: list[Tensor]) -> list[int]:
-    return [matrix.shape[0] for matrix in matrices] + [matrices[-1].shape[1]]
 
 
 def _has_silu(mlp: Any) -> bool:

@@ -217,12 +217,10 @@ def _forward(block: Any, data: Data) -> Data:
     data["node_features"] = block.maps["linear_1"](x, block.linear_1)
     norm = block.avg_num_neighbors_norm
     if block.norm_is_folded:  # the field that the host leaves
-        if edges.SHARED not in data and norm.norm_key in data:  # perhaps a factor of the caller's
-            given = data[norm.norm_key]
-            if given.size(0) == x.shape[0]:
-                data["node_features"] = data["node_features"] * (given / norm.norm_const)
-            else:
-                data[norm.norm_key] = norm.norm_const.expand(x.shape[0], -1)
+        # a network whose layers share something was given none
+        given = None if edges.SHARED in data else data.get(norm.norm_key)
+        if given is not None and given.size(0) == x.shape[0]:
+            data["node_features"] = data["node_features"] * (given / norm.norm_const)
         else:
             data[norm.norm_key] = norm.norm_const.expand(x.shape[0], -1)
     else:

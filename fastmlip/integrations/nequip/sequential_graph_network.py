@@ -26,17 +26,13 @@ from fastmlip.integrations.nequip.forwards import objection
 
 ROWS = {"Sequential", "SequentialGraphNetwork", "FastSequentialGraphNetwork"}
 BLOCKS = {"InteractionBlock", "FastInteractionBlock"}
-# what may stand before the last layer, and behind it, where node and edge attributes are read
-BEFORE = {
+# what may stand before the last layer: the host's own, of code that is known, and ours
+HOSTS = {
     "NodeTypeEmbed", "SphericalHarmonicEdgeAttrs", "EdgeLengthNormalizer",
-    "BesselEdgeLengthEncoding", "ComputedAtEnd", "FastEdgeLengthNormalizer",
-    "FastBesselEdgeLengthEncoding", "ConvNetLayer",
+    "BesselEdgeLengthEncoding", "ApplyFactor", "ConvNetLayer",
 }  # fmt: skip
-# of these, the host's own, whose code must be one that is known
-HOSTS_OWN = {
-    "NodeTypeEmbed", "SphericalHarmonicEdgeAttrs", "EdgeLengthNormalizer",
-    "BesselEdgeLengthEncoding", "ConvNetLayer", "ApplyFactor",
-}  # fmt: skip
+OURS = {"ComputedAtEnd", "FastEdgeLengthNormalizer", "FastBesselEdgeLengthEncoding"}
+# and behind it, where node and edge attributes are read
 BEHIND = {
     "ScalarMLP", "FastScalarMLP", "AtomwiseLinear", "AtomwiseReduce", "PerTypeScaleShift",
     "FastPerTypeScaleShift", "ZBL", "FastZBL", "LennardJones", "SimpleLennardJones", "ApplyFactor",
@@ -108,30 +104,33 @@ class FastSequentialGraphNetwork(Derived):
         return self.look(lambda: _look(self))
 
 
-def before_layers(network: Any) -> list[tuple[str, Any]]:
-    """What tables are made of: modules before the last layer, other than layers, and the table of
-    types, with their paths."""
-    row = list(_flat(network))
-    kinds = [inner.kind(module) for _, module in row]
-    last = max((at for at, kind in enumerate(kinds) if kind == "ConvNetLayer"), default=0)
-    found = [part for part, kind in zip(row[:last], kinds, strict=False) if kind != "ConvNetLayer"]
-    tables = [(f"{path}.embed_module", m.embed_module) for path, m in found
-              if inner.kind(m) == "NodeTypeEmbed"]  # fmt: skip
-    return found + tables
+def table_parts(network: Any) -> list[tuple[str, Any]]:
+    """What tables are made of: modules up to the last layer, and the table of types."""
+    parts: list[tuple[str, Any]] = []
+    for path, module, kind in _to_last_layer(_row(network)):
+        parts.append((path, module))
+        if kind == "NodeTypeEmbed":
+            parts.append((f"{path}.embed_module", module.embed_module))
+    return parts
 
 
 def unseen_by_tables(network: Any) -> str:
     """What tabulated layers of ``network`` know nothing of, empty where there is nothing."""
-    row = [(path, module, inner.kind(module)) for path, module in _flat(network)]
-    last = max((at for at, (_, _, kind) in enumerate(row) if kind == "ConvNetLayer"), default=-1)
-    return _unknown(row[: last + 1]) or inner.why_not(
-        [(path, module) for path, module, _ in row[: last + 1]] + before_layers(network)
-    )
+    return _unknown(_to_last_layer(_row(network))) or inner.why_not(table_parts(network))
+
+
+def _row(network: Any) -> list[tuple[str, Any, str]]:
+    return [(path, module, inner.kind(module)) for path, module in _flat(network)]
+
+
+def _to_last_layer(row: list[tuple[str, Any, str]]) -> list[tuple[str, Any, str]]:
+    return row[: max((at + 1 for at, (*_, kind) in enumerate(row) if kind == "ConvNetLayer"),
+                     default=0)]  # fmt: skip
 
 
 def _look(network: Any) -> tuple[tuple[str, str, str], list[torch.nn.Module]]:
     """What :meth:`what_is_shared` says, and the modules that this depends on."""
-    row = [(path, module, inner.kind(module)) for path, module in _flat(network)]
+    row = _row(network)
     parts, altered = [(path, module) for path, module, _ in row], ""
     for path, module, kind in row:
         if kind == "ConvNetLayer":
@@ -143,7 +142,7 @@ def _look(network: Any) -> tuple[tuple[str, str, str], list[torch.nn.Module]]:
             parts.append((f"{path}.embed_module", module.embed_module))
     reason, unseen = _unknown(row) or inner.why_not(parts) or altered, ""
     if network.tabulated:
-        now = [type(module).__name__ for _, module in before_layers(network)]
+        now = [type(module).__name__ for _, module in table_parts(network)]
         changed = "modules before its layers were changed" if now != network.tabulated else ""
         unseen = unseen_by_tables(network) or changed
     return (reason, _embedding(row), unseen), [network, *(module for _, module in parts)]
@@ -152,14 +151,15 @@ def _look(network: Any) -> tuple[tuple[str, str, str], list[torch.nn.Module]]:
 def _unknown(row: list[tuple[str, Any, str]]) -> str:
     layers = [at for at, (_, _, kind) in enumerate(row) if kind == "ConvNetLayer"]
     for at, (path, module, kind) in enumerate(row):
-        known = kind in (BEFORE if layers and at <= layers[-1] else BEHIND) or kind in ROWS
-        if kind == "ApplyFactor" and layers and at < layers[0]:
-            known = module.out_field == "edge_embedding"
+        is_before = bool(layers) and at <= layers[-1]
+        known = kind in ROWS or kind in (HOSTS | OURS if is_before else BEHIND)
+        if kind == "ApplyFactor" and is_before:
+            known = at < layers[0] and module.out_field == "edge_embedding"
         elif kind == "ConvNetLayer":
             known = inner.kind(module.conv) in BLOCKS
         if not known:
             return f"{path} is a {kind}, whose effect on the data is not known here"
-        if kind in HOSTS_OWN and (why := objection([("", module)], keeps_hooks=True)):
+        if kind in HOSTS and (why := objection([("", module)], keeps_hooks=True)):
             return f"{path}: {why}"
     return ""
 

@@ -23,7 +23,7 @@ from fastmlip.integrations.nequip.models import without_ghost_exchange
 from fastmlip.integrations.nequip.private import nequip_compile, workflow_state
 from fastmlip.integrations.nequip.sequential_graph_network import (
     FastSequentialGraphNetwork,
-    before_layers,
+    table_parts,
     unseen_by_tables,
 )
 from fastmlip.nn.radial_spline import RadialSpline
@@ -95,7 +95,7 @@ def tabulate_(
         block.table_metadata = {f"fastmlip_table_{key}": text for key, text in metadata.items()}
     _fold_self_connections(model)
     for network in rows:
-        network.tabulated = [type(part).__name__ for _, part in before_layers(network)]
+        network.tabulated = [type(part).__name__ for _, part in table_parts(network)]
         network.look = Look()
     parts = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     blocks[-1].refusals = [m.register_load_state_dict_pre_hook(refuse_state) for m in parts]
