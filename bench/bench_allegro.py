@@ -26,7 +26,10 @@ MODELS = {
     "l2 64 2": {"l_max": 2, "parity": True, "num_layers": 2, "num_tensor_features": 64},
     "l3 64 3": {"l_max": 3, "parity": False, "num_layers": 3, "num_tensor_features": 64},
 }
-WHO = {"Allegro": "eager", "Allegro AOTInductor": "stock", "fastmlip": "fast"}
+WHO = {
+    "Allegro": "eager", "Allegro AOTInductor": "stock", "fastmlip exact": "fast",
+    "fastmlip tabulated": "tabulated",
+}  # fmt: skip
 
 
 @cache
@@ -41,12 +44,20 @@ def _models(name):
             radial_chemical_embed={"_target_": "allegro.nn.TwoBodyBesselScalarEmbed"},
             num_scalar_features=64, avg_num_neighbors=40.0, **MODELS[name],
         )  # fmt: skip
-    return {"stock": stock.eval(), "fast": fastmlip.accelerate(copy.deepcopy(stock)).eval()}
+    return {
+        "stock": stock.eval(),
+        "fast": fastmlip.accelerate(copy.deepcopy(stock)).eval(),
+    }
+
+
+def _model(name, who):
+    stock = _models(name)["stock"]
+    return fastmlip.tabulate(stock) if who == "tabulated" else _models(name)[who]
 
 
 @cache
 def _compiled(name, who):
-    model = copy.deepcopy(_models(name)[who]).requires_grad_(False)
+    model = copy.deepcopy(_model(name, who)).requires_grad_(False)
     return torch._inductor.aoti_load_package(export(model, who))
 
 

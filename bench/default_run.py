@@ -20,6 +20,7 @@ ROWS: dict[str, dict[str, Sequence[Any]]] = {
     "bench_radial_conv": {"what": (MD,)},
     "bench_scalar_mlp": {"name": ("allegro, latent",), "weights": ("frozen",), "what": (MD,)},
     "bench_env_sum": {"what": (MD, TRAINING)},
+    "bench_spline": {"what": (MD,)},
     "bench_contraction": {"what": (MD, TRAINING)},
     "bench_irreps_linear": {"nodes": (1_000,), "what": (MD,)},
     "bench_pair_linear": {"name": ("nequip-M, last layer",), "what": (MD, TRAINING)},

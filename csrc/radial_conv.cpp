@@ -11,7 +11,7 @@
 
 #include "radial_network.h"
 #include "radial_plan.h"
-#include "spline.h"
+#include "spline_rows.h"
 
 namespace fastmlip::FASTMLIP_ISA {
 namespace {

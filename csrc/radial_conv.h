@@ -2,16 +2,10 @@
 #pragma once
 
 #include "shared_rows.h"
+#include "spline.h"
 #include "tensor_product_conv.h"
 
 namespace fastmlip {
-
-constexpr int kSplinePieces = 6;      // rows of coefficients that an edge takes
-constexpr int64_t kSplineBlock = 64;  // columns of a block of a spline's table
-
-inline int64_t spline_blocks(int64_t weight_numel) {
-  return weight_numel > 0 ? (weight_numel + kSplineBlock - 1) / kSplineBlock : 1;
-}
 
 // Row-major tensors; a pointer that a kernel does not use is null. Of shared and first_row one is
 // given, first_row where weight is the table of a spline.

@@ -27,6 +27,7 @@ QUICK = {
     "pair_linear": (),
     "radial_conv": ("network without pairs", "odd multiplicities, pairs", "one interval, spline"),
     "scale_shift": ("per type",),
+    "spline": ("odd",),
     "tensor_product_conv": ("nequip-S-hidden", "unused-blocks"),
     "zbl": ("per-type cutoffs",),
 }

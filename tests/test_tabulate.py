@@ -239,7 +239,7 @@ def test_the_error_of_a_spline_is_found_between_its_points():
 
     found = []
     for intervals in (16, 32):
-        spline = RadialSpline.fit(function, intervals, torch.float64)
+        spline = RadialSpline(RadialSpline.fit(function, intervals))
         x = torch.linspace(0, 0.999, 5000, dtype=torch.float64, requires_grad=True)
         radial, first_row = spline(x[:, None])
         values = _spline.combine(_spline.basis(radial), spline.table, first_row, 2)
@@ -310,7 +310,7 @@ def test_a_spline_is_what_it_says():
     def function(x):
         return torch.stack([torch.sin(7 * x) * (1 - x) ** 3, torch.exp(-x) * (1 - x) ** 4], 1)
 
-    spline = RadialSpline.fit(function, 64, torch.float64)
+    spline = RadialSpline(RadialSpline.fit(function, 64))
     x = torch.rand(200, 1, dtype=torch.float64, requires_grad=True)
 
     def values(x):

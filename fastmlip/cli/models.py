@@ -17,7 +17,7 @@ from fastmlip.cli.common import app, failed, must_be_writable, must_exist, say
 @app.command()
 def tabulate(
     model: Annotated[
-        Path, typer.Argument(help="NequIP checkpoint (.ckpt) or package (.nequip.zip).")
+        Path, typer.Argument(help="NequIP or Allegro checkpoint (.ckpt) or package (.nequip.zip).")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Compiled model to write (.nequip.pt2).")
@@ -25,10 +25,17 @@ def tabulate(
     tol: Annotated[
         float, typer.Option(help="Largest error of a force component, in eV/Angstrom.")
     ] = 1e-5,
+    structures: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file that ASE reads, to compare forces on. An Allegro model has tables for the "
+            "types in it alone."
+        ),
+    ] = None,
     target: Annotated[str, typer.Option(help="Of nequip-compile: ase, pair_nequip, ...")] = "ase",
     device: Annotated[str, typer.Option(help="Device the compiled model runs on.")] = "cpu",
 ) -> None:
-    """Compile a trained NequIP model with tabulated radial networks, for MD.
+    """Compile a trained NequIP or Allegro model with tables of the distance, for MD.
 
     MODEL is a program that runs when it is loaded: take only files of people you trust.
     It is nequip-compile with the modifier enable_FastMLIP_tabulated, and takes minutes. The table
@@ -46,14 +53,19 @@ def tabulate(
     must_be_writable(output, "--output")
     if not tol > 0:
         raise typer.BadParameter(f"expected a positive number, got {tol}", param_hint="--tol")
+    if structures is not None:
+        must_exist(structures, "--structures")
     try:
+        import ase.io
+
         from fastmlip.integrations.gpu import TABULATED
         from fastmlip.integrations.nequip.tabulate import compile_tabulated
 
         if device.startswith("cuda"):
             say(screen, f"warning: {TABULATED}")
         with screen.status("tabulating, then compiling with AOTInductor"):
-            found = compile_tabulated(str(model), str(output), tol, target, device)
+            frames = None if structures is None else ase.io.read(structures, ":")
+            found = compile_tabulated(str(model), str(output), tol, target, device, frames)
     except Exception as error:  # whatever NequIP and AOTInductor may raise
         raise failed(screen, f"{type(error).__name__}: {error}") from None
     table = Table(show_header=False, title=str(output))

@@ -19,7 +19,7 @@ from fastmlip.integrations.gpu import MAY_BE_SLOW, TABULATED, is_on_gpu
 from fastmlip.integrations.host import KEPT, SWAPPED
 from fastmlip.integrations.hosts import judge
 from fastmlip.integrations.nequip import per_type_scale_shift, private
-from fastmlip.integrations.nequip.tabulate import default_tolerance, refuse_training
+from fastmlip.integrations.nequip.tabulate import default_structures, refuse_training
 from fastmlip.integrations.swap import accelerate, report
 from fastmlip.integrations.tabulate import tabulate_
 
@@ -105,12 +105,12 @@ def _modifiers() -> Any:
         @classmethod
         def enable_FastMLIP_tabulated(cls, model: torch.nn.Module, tol: float | None = None):
             """
-            Enable fastmlip's fused operators with tabulated radial networks, for inference;
+            Enable fastmlip's fused operators with tables of the distance, for inference;
             ``tol`` is the largest error of a force component on the probe structures.
             """
             refuse_training()
             _warn_of_gpu(model, TABULATED)
-            tabulate_(accelerate(model), default_tolerance.get() if tol is None else tol)
+            tabulate_(accelerate(model), tol, default_structures.get())
             _say_what_runs(model)
             return model
 

@@ -1,4 +1,5 @@
-"""``tabulate`` a model in memory: inference with splines in the place of radial networks."""
+"""``tabulate`` a model in memory: inference with splines in the place of what depends on the distance
+alone."""
 
 from __future__ import annotations
 
@@ -23,21 +24,23 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 def tabulate(
     model: Model, tol: float = TOLERANCE, structures: Iterable[ase.Atoms] | None = None
 ) -> Model:
-    """An accelerated copy of a NequIP model with tabulated radial networks, for inference.
+    """An accelerated copy of a NequIP or Allegro model with tables of the distance, for inference.
 
-    In every layer the weights of the tensor product are a function of the (normalised) distance
-    alone. The copy takes them from a quintic B-spline on a uniform grid of the whole range from 0
-    to the cutoff, where it goes to zero smoothly; forces are the exact derivative of its energy.
-    The grid is refined until no force component of the probe structures is off by more than
-    ``tol``; ``fastmlip.summary`` and a compiled model's metadata say what was reached. Molecules,
-    dimers and trimers with bonds from 0.1 r_max on are always among these structures. The copy
-    takes no state dict, which its tables would not follow.
+    In every layer of NequIP the weights of the tensor product are a function of the (normalised)
+    distance alone; in Allegro, the scalar embedding and all that is linear in it are one of the
+    distance and the two types. The copy takes them from quintic B-splines on a uniform grid of the
+    whole range from 0 to the cutoff, where they go to zero smoothly; forces are the exact
+    derivative of its energy. The grid is refined until no force component of the probe structures
+    is off by more than ``tol``; ``fastmlip.summary`` and a compiled model's metadata say what was
+    reached. Molecules, dimers and trimers with bonds from 0.1 r_max on are always among these
+    structures. The copy takes no state dict, which its tables would not follow.
 
     Args:
         model: stock or accelerated, in evaluation mode. It stays as it is.
         tol: largest error of a force component, in eV/Angstrom (the model's units).
         structures: frames to compare forces on, with the model's type names as symbols; by default
-            disordered cells with all types at three densities.
+            disordered cells with all types at three densities. An Allegro model has tables for
+            pairs of the types in these structures alone, and an error for others.
 
     Raises:
         ValueError: the model is in training mode, has nothing to tabulate, or ``tol`` cannot be
@@ -55,7 +58,7 @@ def tabulate(
     return fast
 
 
-def tabulate_(model: Any, tol: float, structures: Iterable[Any] | None = None) -> None:
+def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None = None) -> None:
     """Tabulate an accelerated model in place, by whichever host has tables for it."""
     for host in HOSTS:
         if host.tabulate is not None and host.has_tables(model):
@@ -64,6 +67,6 @@ def tabulate_(model: Any, tol: float, structures: Iterable[Any] | None = None) -
             host.tabulate(model, tol, structures)
             return
     raise ValueError(
-        f"model: nothing to tabulate in {type(model).__name__}: it has no radial networks that "
+        f"model: nothing to tabulate in {type(model).__name__}: it has no layers that "
         "fastmlip accelerates (see fastmlip.summary)"
     )

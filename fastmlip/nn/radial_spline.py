@@ -1,4 +1,4 @@
-"""A function of the distance as a table: what a radial network turns into when it is tabulated."""
+"""Functions of the distance as a table: what radial networks turn into when they are tabulated."""
 
 from __future__ import annotations
 
@@ -14,37 +14,35 @@ Tensor = torch.Tensor
 
 
 class RadialSpline(torch.nn.Module):
-    """A quintic B-spline on a uniform grid of [0, 1], zero from 1 on; four times differentiable.
+    """Quintic B-splines on a uniform grid of [0, 1], zero from 1 on; four times differentiable.
 
-    Made of ``coefficients [intervals + 5, C]``. ``table`` holds them and six rows of zeros, as
-    :mod:`fastmlip.ops._spline` says: the second form of :func:`fastmlip.ops.radial_conv` takes
-    ``radial, first_row = spline(x)`` and the table.
+    Made of ``coefficients [intervals + 5, C]``, or of those of several kinds of edges, such as
+    pairs of types, ``[kinds, intervals + 5, C]``. ``table`` holds them and six rows of zeros, as
+    :mod:`fastmlip.ops._spline` says: the second form of :func:`fastmlip.ops.radial_conv`, and
+    :func:`fastmlip.ops.spline`, take ``place, first_row = spline(x)`` and the table.
     """
 
     table: Tensor
 
     def __init__(self, coefficients: Tensor) -> None:
         super().__init__()
-        zeros = coefficients.new_zeros(DEGREE + 1, coefficients.shape[1])
-        table = _spline.table(torch.cat([coefficients, zeros]))
+        *kinds, rows, self.columns = coefficients.shape
+        self.kinds = kinds[0] if kinds else 1
+        self.intervals = rows - DEGREE
+        zeros = coefficients.new_zeros(DEGREE + 1, self.columns)
+        table = _spline.table(torch.cat([coefficients.reshape(-1, self.columns), zeros]))
         self.register_buffer("table", table, persistent=False)  # it is made of a network's weights
 
-    @property
-    def intervals(self) -> int:
-        return self.table.shape[1] - 2 * DEGREE - 1
-
-    @classmethod
-    def fit(
-        cls, function: Callable[[Tensor], Tensor], intervals: int, dtype: torch.dtype
-    ) -> RadialSpline:
-        """The spline that agrees with ``function`` at the grid points, and in its first and second
-        derivative at 0; at 1 both are zero.
+    @staticmethod
+    def fit(function: Callable[[Tensor], Tensor], intervals: int) -> Tensor:
+        """The coefficients ``[intervals + 5, C]``, float64, of the spline that agrees with
+        ``function`` at the grid points, and in its first and second derivative at 0; at 1 both are
+        zero.
 
         Args:
             function: ``[n]`` distances to ``[n, C]`` values, float64, smooth from just below 0 to
                 1, where it is zero with its first two derivatives.
             intervals: of the grid, at least 1.
-            dtype: of the coefficients.
         """
         from scipy.interpolate import make_interp_spline
 
@@ -60,22 +58,29 @@ class RadialSpline(torch.nn.Module):
             np.linspace(0, 1, intervals + 1), values.numpy(), k=DEGREE, t=knots,
             bc_type=([(1, first.numpy()), (2, second.numpy())], [(1, at_end), (2, at_end)]),
         )  # fmt: skip
-        return cls(torch.from_numpy(np.ascontiguousarray(spline.c)).to(dtype))
+        return torch.from_numpy(np.ascontiguousarray(spline.c))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``radial [E, 1]``, the place in an interval, and ``first_row [E]``, that of the zeros
-        where the distance ``x [E, 1]``, float64, is 1 or more."""
-        place = x.reshape(-1) * self.intervals
-        at = place.detach()
+    def forward(self, x: Tensor, kind: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``place [E, 1]`` in an interval, and ``first_row [E]``, that of the zeros where the
+        distance ``x [E, 1]``, float64, is 1 or more, and -1, which is no row, where ``kind [E]``
+        is."""
+        scaled = x.reshape(-1) * self.intervals
+        at = scaled.detach()
         outside = at >= self.intervals
         interval = torch.where(at < self.intervals, at, 0.0).floor().clamp(min=0)  # 0 of NaN
-        radial = torch.where(outside, 0.0, place - interval)
-        first_row = torch.where(outside, self.intervals + DEGREE, interval.long())
-        return radial.reshape(-1, 1).to(self.table.dtype), first_row
+        place = torch.where(outside, 0.0, scaled - interval)
+        first_row, rows = interval.long(), self.intervals + DEGREE
+        if kind is not None:
+            first_row = first_row + kind * rows
+        first_row = torch.where(outside, self.kinds * rows, first_row)
+        if kind is not None:
+            first_row = torch.where(kind < 0, -1, first_row)
+        return place.reshape(-1, 1).to(self.table.dtype), first_row
 
-    def error(self, function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """The largest difference from ``function``, between the grid points too: of the values as
-        a part of the largest value, and of the slopes as a part of the largest slope."""
+    def error(self, function: Callable[[Tensor], Tensor], kind: int = 0) -> tuple[float, float]:
+        """The largest difference of a kind from its ``function``, between the grid points too: of
+        the values as a part of the largest value, and of the slopes as a part of the largest
+        slope."""
         points = torch.linspace(0, 1, 8 * self.intervals + 1, dtype=torch.float64)[:-1]
         h = 1e-4  # slopes from five points, to the fourth order
         errors, sizes = [0.0, 0.0], [0.0, 0.0]
@@ -85,13 +90,14 @@ class RadialSpline(torch.nn.Module):
                 want = function(x), (8 * near - far) / (12 * h)
             place, first_row = x * self.intervals, (x * self.intervals).floor()
             place = (place - first_row).unsqueeze(1)
+            first_row = first_row.long() + kind * (self.intervals + DEGREE)
             for d, exact in enumerate(want):
                 basis = _spline.basis(place, d) * self.intervals**d
                 table = self.table.double().cpu()
-                found = _spline.combine(basis, table, first_row.long(), exact.shape[1])
+                found = _spline.combine(basis, table, first_row, exact.shape[1])
                 errors[d] = max(errors[d], (found - exact).abs().max().item())
                 sizes[d] = max(sizes[d], exact.abs().max().item())
         return errors[0] / (sizes[0] or 1.0), errors[1] / (sizes[1] or 1.0)
 
     def extra_repr(self) -> str:
-        return f"{self.intervals} intervals"
+        return f"{self.intervals} intervals" + (f", {self.kinds} kinds" if self.kinds > 1 else "")

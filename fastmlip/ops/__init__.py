@@ -12,11 +12,12 @@ from fastmlip.ops.pair_linear import pair_linear
 from fastmlip.ops.radial_conv import radial_conv
 from fastmlip.ops.scalar_mlp import scalar_mlp
 from fastmlip.ops.scale_shift import scale_shift
+from fastmlip.ops.spline import spline
 from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.ops.zbl import zbl
 
 __all__ = [
     "contraction", "edge_embedding", "edge_order", "edge_pair", "edge_vectors", "env_sum", "gate",
-    "irreps_linear", "pair_linear", "radial_conv", "scalar_mlp", "scale_shift",
+    "irreps_linear", "pair_linear", "radial_conv", "scalar_mlp", "scale_shift", "spline",
     "tensor_product_conv", "zbl",
 ]  # fmt: skip

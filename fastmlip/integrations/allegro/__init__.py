@@ -3,7 +3,13 @@ these, and are fed and read as NequIP's are: see :mod:`fastmlip.integrations.neq
 
 from __future__ import annotations
 
-from fastmlip.integrations.allegro import forwards, layers, tensor_embed
+from fastmlip.integrations.allegro import (
+    forwards,
+    layers,
+    tabulate,
+    tabulated_embed,
+    tensor_embed,
+)
 from fastmlip.integrations.host import Host, Swap, by_itself
 
 HOST = Host(
@@ -16,4 +22,7 @@ HOST = Host(
         ),
     },
     forwards.KNOWN,
+    fast=(tabulated_embed.TabulatedEmbed,),
+    has_tables=tabulate.has_tables,
+    tabulate=tabulate.tabulate_,
 )

@@ -17,6 +17,7 @@ from fastmlip.integrations import inner, mlps
 from fastmlip.integrations.allegro import channels
 from fastmlip.integrations.allegro.forwards import objection
 from fastmlip.integrations.derived import Derived, derive, is_cpp
+from fastmlip.integrations.nequip import refine
 from fastmlip.ops.contraction import strided_problem
 
 HOST_ATTRIBUTES = (
@@ -31,6 +32,8 @@ CONTRACTER_ATTRIBUTES = (
 
 # the operand of the first layer by its factors: weights [E, irreps, U] and harmonics [E, dim]
 WEIGHTS, HARMONICS = "_fastmlip_tensor_embed_weights", "_fastmlip_tensor_embed_harmonics"
+# and what tables of a tabulated model give: the first scalars, the weights of the first environment
+SCALARS, ENV_WEIGHTS = "_fastmlip_scalars", "_fastmlip_env_weights"
 
 Data = dict[str, Any]
 
@@ -45,11 +48,15 @@ class FastAllegro(Derived):
 
     def forward(self: Any, data: Data) -> Data:
         """``data`` with the scalars of all layers."""
-        if is_cpp(data[self.scalar_in_field]):
-            if altered := self.altered():
-                raise RuntimeError(f"accelerated by fastmlip: {altered}; put it on the stock model")
-            return _forward(self, data)
-        return super().forward(data)  # type: ignore[misc]
+        tabulated = SCALARS in data
+        x = data[SCALARS if tabulated else self.scalar_in_field]
+        if not (tabulated or is_cpp(x)):
+            return super().forward(data)  # type: ignore[misc]
+        if altered := self.altered():
+            raise RuntimeError(f"accelerated by fastmlip: {altered}; put it on the stock model")
+        if tabulated:
+            refine.check_call(self, x)
+        return _forward(self, data)
 
     @torch.compiler.assume_constant_result
     def altered(self: Any) -> str:
@@ -71,10 +78,12 @@ def _forward(layers: Any, data: Data) -> Data:
     features, factor = data.pop(WEIGHTS, None), data.pop(HARMONICS, None)
     if features is None:
         features = data[layers.tensor_features_in_field].mT
-
-    embedding = data[layers.scalar_in_field]
-    projection = layers.first_layer_env_embed_projection
-    collected, env_weight = mlps.with_weights(projection, embedding, scalars, irreps)
+    if SCALARS in data:
+        collected, env_weight = data.pop(SCALARS), data.pop(ENV_WEIGHTS)
+    else:
+        embedding = data[layers.scalar_in_field]
+        projection = layers.first_layer_env_embed_projection
+        collected, env_weight = mlps.with_weights(projection, embedding, scalars, irreps)
     for contraction, tp, latent in zip(
         layers.contractions, layers.tps, layers.latents, strict=True
     ):

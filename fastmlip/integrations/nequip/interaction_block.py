@@ -25,7 +25,7 @@ import torch
 from fastmlip import ops
 from fastmlip.integrations import inner, linear
 from fastmlip.integrations.derived import Derived, derive, is_cpp
-from fastmlip.integrations.nequip import edges, tensor_product_scatter
+from fastmlip.integrations.nequip import edges, refine, tensor_product_scatter
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.nn.tensor_product_conv import TensorProductConv
 from fastmlip.problem import TensorProductProblem
@@ -67,29 +67,13 @@ class FastInteractionBlock(Derived):
         if self.spline is None:
             text = "for training; requires_grad_(False): faster inference on a CPU"
             return text if _trainable(self) else ""
-        about = {k.removeprefix("fastmlip_table_"): v for k, v in self.table_metadata.items()}
-        return (
-            f"tabulated: {self.spline.intervals} intervals, max |dF| {about['max_force_error']} "
-            f"eV/Angstrom, distances from {about['probed_from']} r_max on"
-        )
+        return refine.remark(self.table_metadata)
 
     def forward(self: Any, data: Data) -> Data:
         """``data`` with new node features."""
-        if self.spline is not None and _trainable(self):
-            raise RuntimeError(
-                "a tabulated model cannot be trained, its splines would not follow: train the "
-                "model that it was made of, or call model.requires_grad_(False)"
-            )
         x = data["node_features"]
-        if (
-            self.spline is not None
-            and x.dtype is not torch.float64  # which autocast leaves alone
-            and torch.is_autocast_enabled(x.device.type)
-        ):
-            raise RuntimeError(
-                f"a tabulated {x.dtype} model does not run under torch.autocast, as the model that "
-                "it was made of does not: layers after the splines would compute in half precision"
-            )
+        if self.spline is not None:
+            refine.check_call(self, x)
         # layers that share something were looked at before
         altered = "" if edges.SHARED in data else self.altered()
         if self.spline is not None and altered:

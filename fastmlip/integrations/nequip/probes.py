@@ -14,37 +14,36 @@ SHORTEST = 0.1  # distance over r_max; a bond of hydrogen is 0.12 to 0.18 of 6 A
 CLUSTERS = 1000  # dimers, and as many trimers, at most: 44 types have fewer pairs
 
 
-def ordinary(model: Any, structures: Iterable[Any] | None) -> Iterator[Frame]:
-    """The user's structures, or disordered cells."""
+def ordinary(
+    model: Any, structures: Iterable[Any] | None, types: Sequence[int] | None = None
+) -> Iterator[Frame]:
+    """The user's structures, or disordered cells, of these types or of all."""
     r_max, type_names = _about(model)
     if structures is None:
-        yield from _finished(model, _disordered(r_max, len(type_names)))
+        count = len(type_names) if types is None else len(types)
+        yield from _finished(model, _renamed(_disordered(r_max, count), types))
         return
     from nequip.data import AtomicDataDict, from_ase
 
     frames = []
     for atoms in structures:
         frame = from_ase(atoms)
-        types = _types(atoms.get_chemical_symbols(), type_names)
-        frame[AtomicDataDict.ATOM_TYPE_KEY] = torch.tensor(types)
+        numbers = types_of([atoms], type_names)[0]
+        frame[AtomicDataDict.ATOM_TYPE_KEY] = torch.tensor(numbers)
         frames.append(frame)
     if not frames:
         raise ValueError("structures: expected at least one ase.Atoms, got none")
     yield from _finished(model, frames)
 
 
-def short(model: Any) -> Iterator[Frame]:
+def short(model: Any, types: Sequence[int] | None = None) -> Iterator[Frame]:
     """Bonds from :data:`SHORTEST` on: molecules as dense as water, and dimers and trimers of all
     pairs of types, or of :data:`CLUSTERS` of them."""
     r_max, type_names = _about(model)
+    count = len(type_names) if types is None else len(types)
     generator = torch.Generator().manual_seed(1)
-    yield from _finished(
-        model,
-        [
-            _molecules(r_max, len(type_names), generator),
-            _clusters(r_max, len(type_names), generator),
-        ],
-    )
+    frames = [_molecules(r_max, count, generator), _clusters(r_max, count, generator)]
+    yield from _finished(model, _renamed(frames, types))
 
 
 def shortest(model: Any, frame: Frame) -> float:
@@ -68,11 +67,23 @@ def _finished(model: Any, frames: Iterable[Frame]) -> Iterator[Frame]:
         yield AtomicDataDict.to_(data, device)
 
 
-def _types(symbols: Sequence[str], type_names: Sequence[str]) -> list[int]:
-    unknown = sorted(set(symbols) - set(type_names))
-    if unknown:
-        raise ValueError(f"structures: {unknown} are not among the model's types {type_names}")
-    return [type_names.index(symbol) for symbol in symbols]
+def _renamed(frames: Iterable[Frame], types: Sequence[int] | None) -> Iterator[Frame]:
+    """With ``types[t]`` in the place of type t."""
+    for frame in frames:
+        if types is not None:
+            frame["atom_types"] = torch.tensor(types)[frame["atom_types"]]
+        yield frame
+
+
+def types_of(structures: Iterable[Any], type_names: Sequence[str]) -> list[list[int]]:
+    """Numbers of the types of the atoms of each ``ase.Atoms``."""
+    found = []
+    for atoms in structures:
+        symbols = atoms.get_chemical_symbols()
+        if unknown := sorted(set(symbols) - set(type_names)):
+            raise ValueError(f"structures: {unknown} are not among the model's types {type_names}")
+        found.append([type_names.index(symbol) for symbol in symbols])
+    return found
 
 
 def _disordered(r_max: float, num_types: int) -> Iterator[Frame]:

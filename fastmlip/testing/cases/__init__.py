@@ -11,6 +11,7 @@ from fastmlip.testing.cases import (
     radial_conv,
     scalar_mlp,
     scale_shift,
+    spline,
     tensor_product_conv,
     zbl,
 )
@@ -27,6 +28,7 @@ OPERATORS: dict[str, Operator] = {
     "radial_conv": radial_conv.OPERATOR,
     "scalar_mlp": scalar_mlp.OPERATOR,
     "scale_shift": scale_shift.OPERATOR,
+    "spline": spline.OPERATOR,
     "tensor_product_conv": tensor_product_conv.OPERATOR,
     "zbl": zbl.OPERATOR,
 }
