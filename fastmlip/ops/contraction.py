@@ -83,16 +83,21 @@ def contraction(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: an index out of range.
 
-    On other backends than C++ the reference runs.
     """
     _check(x, env, weight, edge_dst, problem, edge_attr)
-    if backend.choose(x) != "cpp":
+    where = backend.choose(x)
+    if where != "cpp":
         assert_in_range(edge_dst, "edge_dst", env.shape[0], "env.size(0)")
+    if where == "reference":
         return reference(x, env, weight, edge_dst, problem, edge_attr)
     if order is None:
         order = edge_order(edge_dst, edge_dst, env.shape[0])
     elif order.shape != (EdgeOrder.size(env.shape[0], edge_dst.shape[0]),):
         raise ValueError(f"order: not the edge_order of these edges, got {tuple(order.shape)}")
+    if where == "triton":
+        return _TRITON["forward"](
+            _of_factors(x, edge_attr, problem), env, weight, order, problem.key
+        )
     if edge_attr is None:
         edge_attr = x.new_empty(x.shape[0], 0)
     if tables is None:
@@ -140,12 +145,7 @@ def reference(
     edge_attr: Tensor | None = None,
 ) -> Tensor:
     """The formula of this page, as Allegro has it, path by path; differentiable to any order."""
-    if edge_attr is not None:
-        if x.shape[1] != 1:
-            dims = [block.ir.dim for block in Irreps(problem.irreps_in1)]
-            repeats = torch.tensor(dims, device=x.device)
-            x = x.repeat_interleave(repeats, 1, output_size=problem.dim_in1)
-        x = x * edge_attr.unsqueeze(2)
+    x = _of_factors(x, edge_attr, problem)
     env = env.index_select(0, edge_dst.long())
     out = x.new_zeros(x.shape[0], problem.dim_out, x.shape[2])
     for number, p in enumerate(problem.paths):
@@ -159,6 +159,51 @@ def reference(
         out = out + torch.nn.functional.pad(columns, (0, 0, p.out_offset, end))
     return out
 
+
+def _of_factors(x: Tensor, edge_attr: Tensor | None, problem: TensorProductProblem) -> Tensor:
+    """``[E, irreps_in1.dim, U]``, the product where factors are given."""
+    if edge_attr is None:
+        return x
+    if x.shape[1] != 1:
+        dims = [block.ir.dim for block in Irreps(problem.irreps_in1)]
+        repeats = torch.tensor(dims, device=x.device)
+        x = x.repeat_interleave(repeats, 1, output_size=problem.dim_in1)
+    return x * edge_attr.unsqueeze(2)
+
+
+# ---------------------------------------------------------------- the operators
+
+
+@backend.triton_op("fastmlip::contraction", mutates_args=())
+def _forward(x: Tensor, env: Tensor, weight: Tensor, order: Tensor, problem: str) -> Tensor:
+    from fastmlip.kernels import contraction as kernels
+
+    return kernels.forward(x, env, weight, order, TensorProductProblem.from_key(problem))
+
+
+@backend.triton_op("fastmlip::contraction_backward", mutates_args=())
+def _backward(
+    grad: Tensor, x: Tensor, env: Tensor, weight: Tensor, order: Tensor, problem: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to x, env, weight."""
+    from fastmlip.kernels import contraction as kernels
+
+    return kernels.backward(grad, x, env, weight, order, TensorProductProblem.from_key(problem))
+
+
+@backend.triton_op("fastmlip::contraction_double_backward", mutates_args=())
+def _double_backward(
+    hx: Tensor, henv: Tensor, hweight: Tensor, grad: Tensor, x: Tensor, env: Tensor,
+    weight: Tensor, order: Tensor, problem: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients with respect to grad, x, env, weight."""
+    from fastmlip.kernels import contraction as kernels
+
+    operands = hx, henv, hweight, grad, x, env, weight, order
+    return kernels.double_backward(*operands, TensorProductProblem.from_key(problem))
+
+
+_TRITON = multilinear_ladder("contraction", 3)
 
 if backend.load_extension() is None:
 

@@ -52,16 +52,19 @@ def env_sum(
         ValueError, TypeError: naming the argument, what came and what was expected.
         RuntimeError: an index out of range.
 
-    On other backends than C++ the reference runs.
     """
     _check(edge_weight, edge_attr, edge_dst, num_nodes, dims)
-    if backend.choose(edge_weight) != "cpp":
+    where = backend.choose(edge_weight)
+    if where != "cpp":
         assert_in_range(edge_dst, "edge_dst", num_nodes, "num_nodes")
+    if where == "reference":
         return reference(edge_weight, edge_attr, edge_dst, num_nodes, dims)
     if order is None:
         order = edge_order(edge_dst, edge_dst, num_nodes)
     elif order.shape != (EdgeOrder.size(num_nodes, edge_dst.shape[0]),):
         raise ValueError(f"order: not the edge_order of these edges, got {tuple(order.shape)}")
+    if where == "triton":
+        return _TRITON["forward"](edge_weight, edge_attr, order, list(dims), num_nodes)
     if tables is None:
         tables = torch.tensor(dims, dtype=torch.int64)
     return _CPP["forward"](edge_weight, edge_attr, order, tables, num_nodes)
@@ -115,6 +118,40 @@ def reference(
     out = edge_weight.new_zeros(num_nodes, edge_attr.shape[1], edge_weight.shape[2])
     return out.index_add(0, edge_dst.long(), edge_weight * edge_attr.unsqueeze(2))
 
+
+@backend.triton_op("fastmlip::env_sum", mutates_args=())
+def _forward(
+    edge_weight: Tensor, edge_attr: Tensor, order: Tensor, dims: list[int], num_nodes: int
+) -> Tensor:
+    from fastmlip.kernels import env_sum as kernels
+
+    return kernels.forward(edge_weight, edge_attr, order, tuple(dims), num_nodes)
+
+
+@backend.triton_op("fastmlip::env_sum_backward", mutates_args=())
+def _backward(
+    grad: Tensor, edge_weight: Tensor, edge_attr: Tensor, order: Tensor, dims: list[int],
+    num_nodes: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients with respect to edge_weight, edge_attr."""
+    from fastmlip.kernels import env_sum as kernels
+
+    return kernels.backward(grad, edge_weight, edge_attr, order, tuple(dims), num_nodes)
+
+
+@backend.triton_op("fastmlip::env_sum_double_backward", mutates_args=())
+def _double_backward(
+    hw: Tensor, ha: Tensor, grad: Tensor, edge_weight: Tensor, edge_attr: Tensor, order: Tensor,
+    dims: list[int], num_nodes: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients with respect to grad, edge_weight, edge_attr."""
+    from fastmlip.kernels import env_sum as kernels
+
+    operands = hw, ha, grad, edge_weight, edge_attr, order
+    return kernels.double_backward(*operands, tuple(dims), num_nodes)
+
+
+_TRITON = multilinear_ladder("env_sum", 2)
 
 if backend.load_extension() is None:
 
