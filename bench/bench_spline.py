@@ -1,5 +1,5 @@
-"""Tables of Allegro's scalar embedding, ``spline``, against the same formula in plain PyTorch, float32:
-energies and forces, which need no second derivative."""
+"""Tables of Allegro's scalar embedding, ``spline``, against the same formula in plain PyTorch,
+float32: energies and forces, which need no second derivative."""
 
 from __future__ import annotations
 

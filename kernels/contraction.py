@@ -7,8 +7,9 @@ With terms C of path p, components i of x, j of env, k of out, and we[p, j] = we
     nodes, over the edges of a centre, z[p, j] = sum C x[i] g[k]:
         denv[j] += weight[p] z[p, j],   dweight[p] += sum_j env[j] z[p, j]
 
-A program owns an edge, or a node whose edges it walks in their fixed order, and a block of channels.
-No atomics: the same bits in every run; gradients of weights are summed over nodes at the end.
+A program owns an edge, or a node whose edges it walks in their fixed order, and a block of
+channels. No atomics: the same bits in every run; gradients of weights are summed over nodes at the
+end.
 Second order, with directions hx, henv, hw, takes for each product the sum of those in which one
 factor is replaced by its direction. One launch serves one block of the irreps that it writes.
 """
@@ -36,9 +37,9 @@ Tensor = torch.Tensor
 
 
 class Launch(NamedTuple):
-    """``table`` has a row of each path: ``(offset and dimension of the first operand, of the second,
-    number, terms)``, with ``terms[m] = ((m of the first, m of the second, C), ...)`` for each
-    component m of the block that is written, at ``offset``."""
+    """``table`` has a row of each path: ``(offset and dimension of the first operand, and of the
+    second, number, terms)``, with ``terms[m] = ((m of the first, m of the second, C), ...)`` for
+    each component m of the block that is written, at ``offset``."""
 
     table: Table
     offset: int

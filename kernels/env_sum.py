@@ -32,8 +32,8 @@ def _dim(dims, b):
 
 
 @triton.constexpr_function
-def _offset(dims, b):
-    return sum(dims[:b])
+def _column(dims, b, m):
+    return sum(dims[:b]) + m
 
 
 @triton.jit
@@ -67,14 +67,13 @@ def _env_sum_fwd_kernel(
             if hw is not None:
                 w2 = tl.load(hw + at, mask=mask, other=0.0)
             for m in tl.static_range(_dim(DIMS, b)):
-                column = _offset(DIMS, b) + m
-                a = tl.load(edge_attr + e * DIM + column)
+                at_a = e * DIM + _column(DIMS, b, m)
+                total = sums[_column(DIMS, b, m)]
                 if hw is not None:
-                    new_sums = new_sums + (
-                        sums[column] + w2 * a + w * tl.load(ha + e * DIM + column),
-                    )
+                    total += w2 * tl.load(edge_attr + at_a) + w * tl.load(ha + at_a)
                 else:
-                    new_sums = new_sums + (sums[column] + w * a,)
+                    total += w * tl.load(edge_attr + at_a)
+                new_sums = new_sums + (total,)
         sums = new_sums
     for column in tl.static_range(DIM):
         tl.store(out + (node * DIM + column) * U + u, sums[column], mask=mask)
@@ -111,10 +110,10 @@ def _env_sum_bwd_kernel(
             if ROWS > 1:
                 total = tl.zeros((BLOCK_U,), dw.dtype.element_ty)
             for m in tl.static_range(_dim(DIMS, b)):
-                column = _offset(DIMS, b) + m
-                g = tl.load(grad + (node * DIM + column) * U + u, mask=mask, other=0.0)
-                total += g * tl.load(edge_attr + e * DIM + column)
-                new_das = new_das + (das[column] + g * w,)
+                at_g = (node * DIM + _column(DIMS, b, m)) * U + u
+                g = tl.load(grad + at_g, mask=mask, other=0.0)
+                total += g * tl.load(edge_attr + e * DIM + _column(DIMS, b, m))
+                new_das = new_das + (das[_column(DIMS, b, m)] + g * w,)
             if ROWS > 1 or b == _length(DIMS) - 1:
                 tl.store(dw + at, total, mask=mask)
         das = new_das

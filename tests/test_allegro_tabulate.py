@@ -1,4 +1,4 @@
-"""fastmlip.tabulate of Allegro's models: the error it reports, derivatives, types in use, refusals."""
+"""fastmlip.tabulate of Allegro's models: its error, derivatives, types in use, refusals."""
 
 import copy
 
@@ -49,7 +49,9 @@ def test_with_a_pair_potential(embed):
 
 
 def test_forces_and_hessian_are_derivatives_of_the_tabulated_energy():
-    fast = fastmlip.tabulate(build("l2 parity, 3 layers", "float64"), tol=1e-3)  # coarse, on purpose
+    fast = fastmlip.tabulate(
+        build("l2 parity, 3 layers", "float64"), tol=1e-3
+    )  # coarse, on purpose
     frame = structures()["own images"]
     pos = frame["pos"].clone().requires_grad_()
     fast.train()  # keeps the graph of the forces
@@ -138,7 +140,7 @@ def test_what_is_refused():
         fastmlip.tabulate(fast)
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(RuntimeError, match="does not run under torch.autocast"),
+        pytest.raises(RuntimeError, match=r"does not run under torch\.autocast"),
     ):
         outputs(fast, data)
     handle = fast.get_submodule("model.func.allegro").latents[0].register_forward_hook(print)
@@ -163,7 +165,7 @@ class Reader(torch.nn.Module):
 def test_what_cannot_be_tabulated_says_why_and_stays():
     stock = build("l2", "float64")
     stock.get_submodule("model.func").append("reader", Reader())
-    with pytest.raises(ValueError, match="behind its layers is a .*Reader"):
+    with pytest.raises(ValueError, match=r"behind its layers is a .*Reader"):
         fastmlip.tabulate(stock)
     stock = build("l2", "float64")
     hook = lambda *_: None  # noqa: E731

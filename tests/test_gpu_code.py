@@ -33,7 +33,14 @@ SLICE = [
     ("zbl", "per-type cutoffs", "sm_80"),
     ("scale_shift", "per type", "sm_120"),
     ("scale_shift", "scales of types, one shift", "gfx942"),
+    ("env_sum", "l_max 3", "sm_90"),
+    ("env_sum", "l_max 2", "gfx90a"),
+    ("contraction", "l_max 2, 64 channels", "sm_90"),
+    ("contraction", "l_max 3", "gfx942"),
+    ("spline", "16 pairs of types", "sm_80"),
 ]
+# whose programs take a block of the channels, or of the columns
+OF_CHANNELS = {"tensor_product_conv", "env_sum", "contraction", "spline"}
 ARITHMETIC_F32 = re.compile(r"\b(?:add|sub|mul|fma|div|mad)[.a-z]*\.f32|\bv_(?:fma|mul|add)\w*_f32")
 
 
@@ -48,7 +55,7 @@ def check(operator, case, target, dtype=F32):
             assert code.atomics == 0, f"{where}: atomics"
             assert 0 < code.occupancy <= 1 and sum(code.instructions.values()) > 10, where
             assert code.instructions["local"] == 0, f"{where}: a stack"
-            assert_wide(code.ttir, where, operator == "tensor_product_conv")
+            assert_wide(code.ttir, where, operator in OF_CHANNELS)
             if one.double:
                 narrow = ARITHMETIC_F32.findall(code.assembly)
                 assert not narrow, f"{where}: float32 arithmetic in float64: {set(narrow)}"
@@ -74,7 +81,8 @@ def test_kernels_compile_without_spills_or_atomics(operator, case, target):
 @pytest.mark.parametrize(
     ("operator", "case"),
     [("tensor_product_conv", "nequip-S-last"), ("edge_embedding", "pairs-of-types"),
-     ("scale_shift", "per type"),
+     ("scale_shift", "per type"), ("env_sum", "l_max 2"), ("contraction", "l_max 2, last layer"),
+     ("spline", "odd"),
      pytest.param("zbl", "normed lengths", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_float64_models(operator, case):
@@ -96,9 +104,13 @@ def test_only_the_first_axis_of_a_grid_grows_with_nodes_and_edges(operator):
         for call in (call for one in passes(operator, case) for call in one.calls):
             constants = call.constants
             assert len(call.grid) <= 2
-            assert call.grid[0] in {NODES, *(-(-EDGES // b) for b in (32, 64)), 1}
+            assert call.grid[0] in {NODES, EDGES, *(-(-EDGES // b) for b in (32, 64)), 1}
             if len(call.grid) == 2:
-                assert call.grid[1] == -(-constants["MUL"] // constants["BLOCK_U"]) < 65536
+                if operator == "spline":
+                    along, block = constants["COLUMNS"], constants["BLOCK"]
+                else:
+                    along, block = constants.get("MUL", constants.get("U")), constants["BLOCK_U"]
+                assert call.grid[1] == -(-along // block) < 65536
 
 
 @pytest.mark.parametrize("case", ["nequip-XL-hidden", "mace-medium", "nequip-L-first"])

@@ -185,11 +185,88 @@ def _scale_shift(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
         )  # fmt: skip
 
 
+def _env_sum(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import env_sum as kernels
+
+    rows, dims = partial(empty, dtype=dtype), case.dims
+    blocks, columns, channels = 1 if case.shared else len(dims), sum(dims), case.channels
+    w, a = rows(EDGES, blocks, channels), rows(EDGES, columns)
+    grad, order = rows(NODES, columns, channels), _order(empty)
+    edge = (blocks * channels + columns) * dtype.itemsize
+    node = (columns * channels * dtype.itemsize + 8) / EDGES_PER_NODE
+    work, double = columns * channels, dtype == torch.float64
+    yield (
+        "forward", lambda: kernels.forward(w, a, order, dims, NODES),
+        edge + 8 + node, 2 * work, double,
+    )  # fmt: skip
+    yield (
+        "backward", lambda: kernels.backward(grad, w, a, order, dims, NODES),
+        2 * edge + 16 + node, 4 * work, double,
+    )  # fmt: skip
+    yield (
+        "double backward", lambda: kernels.double_backward(w, a, grad, w, a, order, dims, NODES),
+        3 * edge + 24 + 2 * node, 8 * work, double,
+    )  # fmt: skip
+
+
+def _contraction(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import contraction as kernels
+
+    problem: TensorProductProblem = case.problem
+    rows, channels = partial(empty, dtype=dtype), case.channels
+    x, grad = (rows(EDGES, n, channels) for n in (problem.dim_in1, problem.dim_out))
+    env, weight = rows(NODES, problem.dim_in2, channels), rows(problem.weight_numel, channels)
+    operands = (x, env, weight, _order(empty), problem)
+
+    def nbytes(in1: int, out: int, of_node: int, index: int = 16) -> float:
+        row = channels * dtype.itemsize
+        edge = (in1 * problem.dim_in1 + out * problem.dim_out) * row
+        return edge + index + of_node * problem.dim_in2 * row / EDGES_PER_NODE
+
+    # M is made once for all edges of a centre; kernels make its products edge by edge
+    m = sum(len({(i, k) for i, _, k, _ in p.cg}) for p in problem.paths) * channels
+    work, double = 2 * m, dtype == torch.float64
+    yield "forward", lambda: kernels.forward(*operands), nbytes(1, 1, 1), work, double
+    yield (
+        "backward", lambda: kernels.backward(grad, *operands), nbytes(2, 1, 2), 2 * work, double
+    )  # fmt: skip
+    yield (
+        "double backward",
+        lambda: kernels.double_backward(x, env, weight, grad, *operands),
+        nbytes(3, 2, 3, 24), 6 * work, double,
+    )  # fmt: skip
+
+
+def _spline(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import spline as kernels
+    from fastmlip.ops import _spline as tables
+
+    place, rows = empty(EDGES, 1, dtype=dtype), empty(EDGES, dtype=torch.int64)
+    table = empty(tables.num_blocks(case.columns), case.rows, tables.BLOCK, dtype=dtype)
+    grad, double = empty(EDGES, case.columns, dtype=dtype), dtype == torch.float64
+    nbytes = (case.columns + 1) * dtype.itemsize + 8  # the table lies in cache
+    yield (
+        "forward", lambda: kernels.forward(place, rows, table, case.columns),
+        nbytes, 11 * case.columns, double,
+    )  # fmt: skip
+    yield (
+        "backward", lambda: kernels.backward(grad, place, rows, table, case.columns),
+        nbytes, 13 * case.columns, double,
+    )  # fmt: skip
+
+
+def _order(empty: Empty) -> torch.Tensor:
+    return empty(EdgeOrder.size(NODES, EDGES), dtype=torch.int64)
+
+
 _ORDERS: dict[str, Callable[[Any, torch.dtype, Empty], Orders]] = {
     "tensor_product_conv": _tensor_product_conv,
     "edge_embedding": _edge_embedding,
     "zbl": _zbl,
     "scale_shift": _scale_shift,
+    "env_sum": _env_sum,
+    "contraction": _contraction,
+    "spline": _spline,
 }
 
 # what a report shows unless it is asked for more: NequIP M, with types that have their own numbers
@@ -198,6 +275,9 @@ SHOWN = {
     "edge_embedding": ("nequip-M",),
     "zbl": ("per-type cutoffs",),
     "scale_shift": ("per type",),
+    "env_sum": ("l_max 2",),
+    "contraction": ("l_max 2, 64 channels",),
+    "spline": ("16 pairs of types",),
 }
 # real irreps, and the cases that take other code paths
 SWEEP = {
@@ -211,4 +291,10 @@ SWEEP = {
     ),
     "zbl": ("per-type cutoffs", "normed lengths", "p = 7.5", "p = 48, normed"),
     "scale_shift": ("per type", "one value", "shifts only", "scales of types, one shift"),
+    "env_sum": ("l_max 2", "l_max 3", "one weight for all"),
+    "contraction": (
+        "l_max 1", "l_max 2, 64 channels", "l_max 2, last layer", "l_max 3", "both parities",
+        "both parities, l_max 3", "l_max 4",
+    ),
+    "spline": ("16 pairs of types", "odd"),
 }  # fmt: skip

@@ -24,6 +24,12 @@ def is_cpp(t: torch.Tensor) -> bool:
     return backend.choose(t) == "cpp" and not torch.is_autocast_enabled(t.device.type)
 
 
+def has_kernels(t: torch.Tensor) -> bool:
+    """Whether the C++ or the Triton operators run on ``t``, in its own dtype."""
+    is_kernel = backend.choose(t) in ("cpp", "triton")
+    return is_kernel and not torch.is_autocast_enabled(t.device.type)
+
+
 @cache
 def derived_class(mixin: Any, host: type[torch.nn.Module]) -> type[torch.nn.Module]:
     """The class of ``mixin`` for modules of the class ``host``."""

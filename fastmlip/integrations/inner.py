@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 
-HOMES = {"torch", "e3nn", "nequip", "allegro", "fastmlip"}  # a packaged model has copies of their classes
+HOMES = {
+    "torch",
+    "e3nn",
+    "nequip",
+    "allegro",
+    "fastmlip",
+}  # a packaged model has copies of their classes
 HOOKS = {
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",

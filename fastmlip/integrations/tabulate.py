@@ -1,5 +1,4 @@
-"""``tabulate`` a model in memory: inference with splines in the place of what depends on the distance
-alone."""
+"""``tabulate`` a model in memory: inference with splines in the place of networks."""
 
 from __future__ import annotations
 

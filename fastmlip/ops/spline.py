@@ -8,12 +8,16 @@ B_j of the quintic cardinal B-spline (:mod:`fastmlip.ops._spline` has their form
 Functions of several kinds, such as those of pairs of types, lie one behind the other in one table:
 ``first_row`` says which an edge takes.
 
-The C++ operators keep a block of columns of the table in cache and take the edges in batches.
+The C++ operators keep a block of columns of the table in cache and take the edges in batches; on a
+GPU a program takes one edge.
 Gradients are of ``place`` alone, to any order: the second derivative, which a Hessian needs, is
 composed of the reference's.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -41,11 +45,13 @@ def spline(place: Tensor, first_row: Tensor, table: Tensor, columns: int) -> Ten
         RuntimeError: a row out of range.
     """
     _check(place, first_row, table, columns)
-    if backend.choose(place) != "cpp":
-        rows = table.shape[1] - _spline.DEGREE
-        assert_in_range(first_row, "first_row", rows, "rows - 5")
-        return reference(place, first_row, table, columns)
-    return _LADDER["forward"](place, first_row, table, columns)
+    where = backend.choose(place)
+    if where == "cpp":
+        return _CPP["forward"](place, first_row, table, columns)
+    assert_in_range(first_row, "first_row", table.shape[1] - _spline.DEGREE, "rows - 5")
+    if where == "triton":
+        return _TRITON["forward"](place, first_row, table, columns)
+    return reference(place, first_row, table, columns)
 
 
 def _check(place, first_row, table, columns) -> None:
@@ -61,9 +67,7 @@ def _check(place, first_row, table, columns) -> None:
         raise ValueError(f"first_row: expected shape [E], got {tuple(first_row.shape)}")
     edges = first_row.shape[0]
     if tuple(place.shape) != (edges, 1):
-        raise ValueError(
-            f"place: expected shape [E, 1], {(edges, 1)}, got {tuple(place.shape)}"
-        )
+        raise ValueError(f"place: expected shape [E, 1], {(edges, 1)}, got {tuple(place.shape)}")
     blocks, rows = _spline.num_blocks(columns), _spline.DEGREE + 1
     if (
         table.dim() != 3
@@ -109,6 +113,32 @@ def _backward_vjp(rungs, ctx, h):
     return h * slope, h * (grad * bend).sum(1, keepdim=True), None, None, None
 
 
+def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
+    def rung(name: str, vjp: Callable[..., Any]) -> Rung:
+        return Rung(getattr(torch.ops.fastmlip, f"spline{name}{suffix}").default, _save, vjp)
+
+    return ladder({"forward": rung("", _forward_vjp), "backward": rung("_backward", _backward_vjp)})
+
+
+@backend.triton_op("fastmlip::spline", mutates_args=())
+def _forward(place: Tensor, first_row: Tensor, table: Tensor, columns: int) -> Tensor:
+    from fastmlip.kernels import spline as kernels
+
+    return kernels.forward(place, first_row, table, columns)
+
+
+@backend.triton_op("fastmlip::spline_backward", mutates_args=())
+def _backward(
+    grad: Tensor, place: Tensor, first_row: Tensor, table: Tensor, columns: int
+) -> Tensor:
+    """The gradient of place."""
+    from fastmlip.kernels import spline as kernels
+
+    return kernels.backward(grad, place, first_row, table, columns)
+
+
+_TRITON = _ladder("")
+
 if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::spline_cpu")
@@ -119,10 +149,4 @@ if backend.load_extension() is None:
     def _(grad, place, first_row, table, columns):
         return place.new_empty((place.shape[0], 1))
 
-    _OPS = torch.ops.fastmlip
-    _LADDER = ladder(
-        {
-            "forward": Rung(_OPS.spline_cpu.default, _save, _forward_vjp),
-            "backward": Rung(_OPS.spline_backward_cpu.default, _save, _backward_vjp),
-        }
-    )
+    _CPP = _ladder("_cpu")

@@ -1,9 +1,10 @@
 """Allegro's layers, ``Allegro_Module``, on :func:`fastmlip.ops.env_sum` and
 :func:`fastmlip.ops.contraction`.
 
-What takes its place is of a class derived from the host's own, with the same modules inside. On a
-GPU, and under autocast, it is the host's forward. Otherwise features are ``[E, dim, U]``, channels
-innermost, from the first layer to the last, and the order of the edges is found once.
+What takes its place is of a class derived from the host's own, with the same modules inside. Under
+autocast, and on the reference backend, it is the host's forward. Otherwise features are ``[E, dim,
+U]``, channels innermost, from the first layer to the last, and the order of the edges is found
+once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fastmlip import nn, ops
 from fastmlip.integrations import inner, mlps
 from fastmlip.integrations.allegro import channels
 from fastmlip.integrations.allegro.forwards import objection
-from fastmlip.integrations.derived import Derived, derive, is_cpp
+from fastmlip.integrations.derived import Derived, derive, has_kernels
 from fastmlip.integrations.nequip import refine
 from fastmlip.ops.contraction import strided_problem
 
@@ -50,7 +51,7 @@ class FastAllegro(Derived):
         """``data`` with the scalars of all layers."""
         tabulated = SCALARS in data
         x = data[SCALARS if tabulated else self.scalar_in_field]
-        if not (tabulated or is_cpp(x)):
+        if not (tabulated or has_kernels(x)):
             return super().forward(data)  # type: ignore[misc]
         if altered := self.altered():
             raise RuntimeError(f"accelerated by fastmlip: {altered}; put it on the stock model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -109,13 +110,13 @@ def _find(model: torch.nn.Module) -> tuple[torch.nn.Sequential, Chain]:
             continue
         if any(isinstance(part, TabulatedEmbed) for part in parts):
             raise ValueError("model: it is tabulated already; tabulate the model it was made of")
-        if at < 4 or at > 4:
+        if at != len(Chain._fields) - 1:
             raise ValueError(
                 f"model: it cannot be tabulated: there are {at} modules before its layers, not a "
                 "length normaliser, a scalar embedding, its MLP and a tensor embedding"
             )
-        chain = Chain(*parts[:5])
-        if reason := _unknown(chain, parts[5:]):
+        chain = Chain(*parts[: at + 1])
+        if reason := _unknown(chain, parts[at + 1 :]):
             raise ValueError(f"model: it cannot be tabulated: {reason}")
         return row, chain
     raise ValueError("model: it has no layers of Allegro's that fastmlip accelerates")
@@ -124,13 +125,14 @@ def _find(model: torch.nn.Module) -> tuple[torch.nn.Sequential, Chain]:
 def _unknown(chain: Chain, behind: Sequence[torch.nn.Module]) -> str:
     """Why tables cannot take the place of the chain; empty where they can."""
     radial, mlp, embed = chain.radial, chain.mlp, chain.embed
+    kind = inner.kind(embed)
+    if not isinstance(embed, FastTensorEmbed):
+        return f"its tensor embedding is a {kind}, which fastmlip does not accelerate"
     if inner.kind(chain.norm) not in ("EdgeLengthNormalizer", "FastEdgeLengthNormalizer"):
         return f"its length normaliser is a {inner.kind(chain.norm)}"
-    if not isinstance(embed, FastTensorEmbed):
-        return f"its tensor embedding is a {inner.kind(embed)}, which fastmlip does not accelerate"
     if inner.kind(mlp) not in ("ScalarMLP", "FastScalarMLP"):
         return f"the MLP of its scalar embedding is a {inner.kind(mlp)}"
-    field = embed.scalar_embedding_in_field
+    field = chain.embed.scalar_embedding_in_field
     if not mlp.field == mlp.out_field == chain.layers.scalar_in_field == field:
         return "its scalar embedding does not go to the tensor embedding and the layers alone"
     if inner.kind(radial) not in ("TwoBodySplineScalarEmbed", "SequentialGraphNetwork"):
@@ -149,7 +151,7 @@ def _unknown(chain: Chain, behind: Sequence[torch.nn.Module]) -> str:
 
 
 def _widths(chain: Chain) -> tuple[int, int, int]:
-    """Columns of the scalars, the weights of the first environment, those of the tensor features."""
+    """Columns of the scalars, of the first environment's weights, of the tensor features'."""
     layers, embed = chain.layers, chain.embed
     return (
         layers.num_scalar_features,
@@ -189,18 +191,24 @@ def _embedded(radial: Any, data: dict[str, Tensor], field: str) -> dict[str, Ten
     if not isinstance(radial, torch.nn.Sequential):
         radial._output_dtype = torch.float64
         return radial(data)
-    bessel, type_embed = radial
+    bessel, type_embed = list(radial)  # type: Any, Any
     data[field] = bessel_embedding(
         data["normed_edge_lengths"], bessel.bessel_weights.detach(), bessel.p, bessel.factor
     )[0]
     return type_embed(data)
 
 
+def _columns(function: Any, widths: Sequence[int], number: int, x: Tensor) -> Tensor:
+    part: Tensor = function(x).split(list(widths), 1)[number]
+    return part
+
+
 def _errors(
     table: TabulatedEmbed, functions: Sequence[Callable[[Tensor], Tensor]], widths: Sequence[int]
 ) -> Iterator[tuple[float, float]]:
     """Of values and slopes, of every table and pair."""
-    for number, spline in enumerate(table.splines):
+    splines: list[Any] = list(table.splines)
+    for number, spline in enumerate(splines):
         for kind, function in enumerate(functions):
-            part = lambda x, f=function: f(x).split(list(widths), 1)[number]  # noqa: E731, B023
+            part = partial(_columns, function, widths, number)
             yield spline.error(part, kind)

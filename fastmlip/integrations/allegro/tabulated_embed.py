@@ -36,6 +36,8 @@ class TabulatedEmbed(InTable):
 
     sh: torch.nn.Module
     kinds: torch.Tensor  # [num_types ** 2]: the table of a pair, or -1
+    _rmax_recip: torch.Tensor
+    tensor_basis_out_field: str
     splines: torch.nn.ModuleList  # of the scalars, the first environment, the tensor features
     table_metadata: dict[str, str]
 
@@ -86,9 +88,10 @@ class TabulatedEmbed(InTable):
         data[self.norm_length_field] = norm_length = length * recip
         harmonics = self.sh(vectors).to(self._output_dtype)
         data[self.tensor_basis_out_field] = data[layers.HARMONICS] = harmonics
-        place, first_row = self.splines[0](norm_length, self.kinds.index_select(0, pair))
+        splines: list[Any] = list(self.splines)
+        place, first_row = splines[0](norm_length, self.kinds.index_select(0, pair))
         scalars, env, features = (
-            ops.spline(place, first_row, spline.table, spline.columns) for spline in self.splines
+            ops.spline(place, first_row, spline.table, spline.columns) for spline in splines
         )
         data[layers.SCALARS] = scalars
         data[layers.ENV_WEIGHTS] = env.unflatten(1, (self.env_irreps, -1))

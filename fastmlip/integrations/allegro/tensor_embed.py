@@ -10,7 +10,7 @@ import torch
 
 from fastmlip.integrations import inner, mlps
 from fastmlip.integrations.allegro import channels, layers
-from fastmlip.integrations.derived import Derived, derive, is_cpp
+from fastmlip.integrations.derived import Derived, derive, has_kernels
 
 HOST_ATTRIBUTES = (
     "sh", "env_embed_linear", "_edge_weighter", "_output_dtype", "scalar_embedding_in_field",
@@ -26,7 +26,7 @@ class FastTensorEmbed(Derived):
     def forward(self: Any, data: dict[str, Any]) -> dict[str, Any]:
         """``data`` with the harmonics of the edges and the weights of the tensor features."""
         x = data[self.scalar_embedding_in_field]
-        if not is_cpp(x) or self.altered():
+        if not has_kernels(x) or self.altered():
             return super().forward(data)  # type: ignore[misc]
         from nequip.nn import with_edge_vectors_
 

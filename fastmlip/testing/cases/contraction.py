@@ -114,6 +114,7 @@ CONTRACTIONS = {
     "l_max 2, first layer": Case(SH2, SH2, SH2, 64, "factors"),
     "l_max 2, last layer": Case(SH2, SH2, "0e", 16),
     "l_max 2, hidden layer": Case(SH2, SH2, SH2, 33),
+    "l_max 2, 64 channels": Case(SH2, SH2, SH2, 64),
     "l_max 1": Case(SH1, SH1, SH1, 4),
     "l_max 3": Case(SH3, SH3, SH3, 16),
     "l_max 3, one weight for all": Case(SH3, SH3, SH3, 5, "shared"),
@@ -127,5 +128,6 @@ CONTRACTIONS = {
 
 OPERATOR = Operator(
     op, reference, make_inputs, CONTRACTIONS, arguments, {"nodes": 60, "edges": 1500},
-    {"nodes": 3, "edges": 7}, slow=frozenset(("l_max 4", "both parities, l_max 3")),
+    {"nodes": 3, "edges": 7},
+    slow=frozenset(("l_max 2, 64 channels", "l_max 4", "both parities, l_max 3")),
 )  # fmt: skip
