@@ -11,10 +11,13 @@ PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist wo
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo test test-all test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
+.PHONY: demo demo-allegro test test-all test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
+
+demo-allegro: $(VENV)/.demo
+	$(BIN)/python examples/demo.py --model allegro --out demo_output/allegro
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow"

@@ -1,4 +1,4 @@
-"""Train, export and run one NequIP config with and without fastmlip, and compare the two.
+"""Train, export and run one NequIP or Allegro config with and without fastmlip, and compare them.
 
 Both variants get the same seed, data and number of threads. The accuracy rows and the MD use
 one checkpoint (the stock one), loaded with and without the accelerated operators.
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 BIN = Path(sys.executable).parent
-VARIANTS = {"stock": "nequip", "fastmlip": "nequip_fastmlip"}  # name: config
+VARIANTS = {"stock": "", "fastmlip": "_fastmlip"}  # name: what a config's name ends with
 EXPORT_FLAGS = {"stock": [], "fastmlip": ["--modifiers", "enable_FastMLIP"]}
 
 # What the comparison must stay within. Energies and forces are float32 sums in another order; in
@@ -78,9 +79,9 @@ def peak_rss_mib(pid: int) -> float:
     return next((int(x.split()[1]) / 1024 for x in status.splitlines() if "VmHWM" in x), 0.0)
 
 
-def train(name: str, out: Path, threads: int, progress: Progress) -> Training:
+def train(model: str, name: str, out: Path, threads: int, progress: Progress) -> Training:
     """Run ``nequip-train`` in a process of its own and follow its ``metrics.csv``."""
-    config = OmegaConf.load(HERE / "nequip.yaml")
+    config = OmegaConf.load(HERE / f"{model}.yaml")
     data = config.data
     steps = config.trainer.max_epochs * (
         data.split_dataset.train // data.train_dataloader.batch_size
@@ -88,7 +89,7 @@ def train(name: str, out: Path, threads: int, progress: Progress) -> Training:
     task = progress.add_task(f"training, {name}", total=steps)
     metrics, log = out / name / "metrics.csv", out / f"train_{name}.log"
     metrics.unlink(missing_ok=True)
-    command = [BIN / "nequip-train", "-cp", HERE, "-cn", VARIANTS[name]]
+    command = [BIN / "nequip-train", "-cp", HERE, "-cn", model + VARIANTS[name]]
     process = start([*command, f"hydra.run.dir={out / name}"], log, threads)
     ends: list[float] = []
     peak = 0.0
@@ -268,14 +269,22 @@ def plot(runs: dict, md: dict, cost: dict[str, dict[str, float]], file: Path) ->
     fig.savefig(file, dpi=150)
 
 
+class Model(str, Enum):
+    """The config, in this folder."""
+
+    nequip = "nequip"
+    allegro = "allegro"
+
+
 def main(
+    model: Model = Model.nequip,
     out: Path = Path("demo_output"),
     threads: int = 2,
     md_steps: int = 1000,
     stock_md_steps: int = 100,
     temperature: float = 600.0,
 ) -> None:
-    """Compare stock NequIP and fastmlip on training, export and MD."""
+    """Compare stock NequIP or Allegro and fastmlip on training, export and MD."""
     import torch
 
     begin = time.perf_counter()
@@ -287,7 +296,7 @@ def main(
     atoms = md_cell(frames, temperature)
     md: dict[str, dict[str, Trajectory]] = {"eager": {}, "exported": {}}
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as bar:
-        runs = {name: train(name, out, threads, bar) for name in VARIANTS}
+        runs = {name: train(model.value, name, out, threads, bar) for name in VARIANTS}
         checkpoint = out / "stock" / "last.ckpt"
         calcs = calculators(checkpoint, export(checkpoint, out, bar))
         pairs = {mode: differences(pair, frames[::10]) for mode, pair in calcs.items()}
