@@ -84,7 +84,7 @@ class TestASEIntegration(ASEIntegrationMixin, FastAllegro):
     @pytest.fixture(scope="class")
     @classmethod
     def config(cls):
-        return {**CONFIG, **VARIANTS["l2 parity"]}
+        return {**CONFIG, **VARIANTS["one layer"]}  # it trains on 256 atoms
 
     @pytest.fixture(scope="class", params=["minimal_toy_emt.yaml"])  # the other needs a download
     @classmethod
