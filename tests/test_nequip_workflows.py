@@ -106,10 +106,10 @@ def run(command, folder, **environment):
     return result.stdout + result.stderr
 
 
-def train(folder, accelerated, compile_mode="eager", **environment):
+def train(folder, accelerated, compile_mode="eager", template=CONFIG, **environment):
     modifiers = f"[{{modifier: {MODIFIER}}}]" if accelerated else "[]"
     sanity = 2 if compile_mode == "compile" else 0
-    config = CONFIG.format(modifiers=modifiers, compile_mode=compile_mode, sanity=sanity)
+    config = template.format(modifiers=modifiers, compile_mode=compile_mode, sanity=sanity)
     (folder / "conf.yaml").write_text(config)
     run(["nequip-train", "-cp", folder, "-cn", "conf"], folder, **environment)
     return folder / "last.ckpt"
