@@ -65,8 +65,8 @@ TSAN_CXX = g++ -std=c++17 -O1 -g -fsanitize=thread -pthread -ffp-contract=fast -
 	-DFASTMLIP_L_MAX=$(shell sed -n 's/^L_MAX = \([0-9]*\).*/\1/p' fastmlip/problem.py)
 tsan: $(TSAN)/threads
 	TSAN_OPTIONS=halt_on_error=1 setarch -R $<
-$(TSAN)/threads: tests/threads.cpp $(TSAN_OBJECTS)
-	$(TSAN_CXX) $^ -o $@
+$(TSAN)/threads: tests/threads.cpp tests/threads.h $(TSAN_OBJECTS)
+	$(TSAN_CXX) $< $(TSAN_OBJECTS) -o $@
 $(TSAN)/%.o: csrc/%.cpp $(wildcard csrc/*.h) fastmlip/problem.py
 	@mkdir -p $(TSAN)
 	$(TSAN_CXX) -c $< -o $@
@@ -95,13 +95,13 @@ wheel: $(VENV)/.wheel
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CSRC) tests/threads.cpp
+	$(BIN)/clang-format --dry-run --Werror $(CSRC) tests/threads.cpp tests/threads.h
 	$(BIN)/mypy
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC) tests/threads.cpp
+	$(BIN)/clang-format -i $(CSRC) tests/threads.cpp tests/threads.h
 
 # torch first, and pinned: another package's loose requirement could pull in a CUDA build. The stamp
 # holds the pins: an environment that has been given another torch is none of this one

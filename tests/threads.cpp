@@ -1,12 +1,9 @@
 // Every C++ kernel on several threads, called from two threads at once: what `make tsan` runs under
 // the thread sanitizer, which cannot see into torch's threads. Fails where bits depend on threads.
+#include "threads.h"
+
 #include <cstdio>
-#include <cstring>
 #include <functional>
-#include <random>
-#include <string>
-#include <thread>
-#include <vector>
 
 #include "../csrc/contraction.h"
 #include "../csrc/edge_embedding.h"
@@ -20,6 +17,7 @@
 #include "../csrc/radial_conv.h"
 #include "../csrc/scalar_mlp.h"
 #include "../csrc/scale_shift.h"
+#include "../csrc/spline.h"
 #include "../csrc/tensor_product_conv.h"
 #include "../csrc/zbl.h"
 
@@ -34,74 +32,11 @@ FASTMLIP_KERNELS(PairLinear, pair_linear)
 FASTMLIP_KERNELS(RadialConv, radial_conv)
 FASTMLIP_KERNELS(ScalarMlp, scalar_mlp)
 FASTMLIP_KERNELS(ScaleShift, scale_shift)
+FASTMLIP_KERNELS(Spline, spline)
 FASTMLIP_KERNELS(TensorProductConv, tensor_product_conv)
 FASTMLIP_KERNELS(Zbl, zbl)
 
 namespace {
-
-using Floats = std::vector<float>;
-using Doubles = std::vector<double>;
-using Integers = std::vector<int64_t>;
-constexpr int64_t kThreads = 4, kNodes = 1200, kEdges = 9000;  // enough for the curve, and parts
-
-// A thread for each of up to kThreads parts at a time, as torch's pool would.
-void parallel_for(int64_t parts, void (*f)(int64_t, void*), void* context) {
-  std::atomic<int64_t> next{0};
-  std::vector<std::thread> threads;
-  for (int64_t i = 0; i < std::min(parts, kThreads); ++i)
-    threads.emplace_back([&] {
-      for (int64_t part; (part = next.fetch_add(1)) < parts;) f(part, context);
-    });
-  for (std::thread& thread : threads) thread.join();
-}
-
-template <class T>
-std::vector<T> numbers(size_t count, unsigned seed, double low = -1, double high = 1) {
-  std::mt19937 random(seed);
-  std::uniform_real_distribution<double> number(low, high);
-  std::vector<T> result(count);
-  for (T& one : result) one = T(number(random));
-  return result;
-}
-
-int64_t bits_of(double value) {
-  int64_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-// What kernels gave, as bytes.
-class Results {
- public:
-  template <class T>
-  void add(const std::vector<T>& values) {
-    bytes_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
-  }
-  bool operator==(const Results& other) const { return bytes_ == other.bytes_; }
-
- private:
-  std::string bytes_;
-};
-
-// Edges of random nodes, every other one the reverse of the one before.
-struct Graph {
-  Integers dst, src, order, pair;
-  Doubles positions = numbers<double>(3 * kNodes, 1);
-  Floats vectors, grad = numbers<float>(3 * kEdges, 2);
-
-  explicit Graph(int64_t threads) : dst(kEdges), src(kEdges), pair(kEdges), vectors(3 * kEdges) {
-    std::mt19937 random(3);
-    for (int64_t e = 0; e < kEdges; e += 2) {
-      dst[e] = src[e + 1] = int64_t(random() % kNodes);
-      src[e] = dst[e + 1] = int64_t(random() % kNodes);
-    }
-    order.resize(EdgeOrder::size(kNodes, kEdges));
-    int64_t bad = 0;
-    edge_order(dst.data(), src.data(), positions.data(), kNodes, kEdges, order.data(), &bad,
-               parallel_for, std::min<int64_t>(threads, 2));
-  }
-  EdgeOrder edges() const { return {order.data(), kNodes, kEdges}; }
-};
 
 Results edges(int64_t threads) {
   Graph g(threads);
@@ -403,6 +338,25 @@ Results scale_shifts(int64_t threads) {
   return results;
 }
 
+Results splines(int64_t threads) {
+  constexpr int64_t columns = 70, rows = 40;
+  const Floats place = numbers<float>(kEdges, 41, 0, 1),
+               grad = numbers<float>(kEdges * columns, 42),
+               table = numbers<float>(spline_blocks(columns) * rows * kSplineBlock, 43);
+  Integers first(kEdges);
+  for (int64_t e = 0; e < kEdges; ++e) first[e] = e * 7 % (rows - kSplinePieces);
+  Floats out(grad.size()), dplace(kEdges);
+  SplineTensors<float> t{};
+  t.edges = kEdges, t.columns = columns, t.table_rows = rows;
+  t.place = place.data(), t.table = table.data(), t.first_row = first.data();
+  t.grad = grad.data(), t.out = out.data(), t.dplace = dplace.data();
+  spline().forward_f32(t, parallel_for, threads);
+  spline().backward_f32(t, parallel_for, threads);
+  Results results;
+  results.add(out), results.add(dplace);
+  return results;
+}
+
 Results zbls(int64_t threads) {
   Graph g(1);
   Results results;
@@ -438,6 +392,7 @@ const std::vector<std::pair<const char*, Results (*)(int64_t)>> kKernels = {
     {"irreps_linear", linears},
     {"pair_linear", pair_linears},
     {"scale_shift", scale_shifts},
+    {"spline", splines},
     {"zbl", zbls},
 };
 
