@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from fastmlip.integrations.host import TOLERANCE
 from fastmlip.integrations.inner import Look
 from fastmlip.integrations.nequip.edge_embedding import FastBesselEdgeLengthEncoding
+from fastmlip.integrations.nequip.files import metadata
 from fastmlip.integrations.nequip.interaction_block import (
     FastInteractionBlock,
     folds,
@@ -90,12 +92,12 @@ def tabulate_(
             block.spline = None
         raise
     errors = [b.spline.error(f) for b, f in zip(blocks, networks, strict=True)]
-    metadata = found.metadata(tol, errors)
+    about = found.metadata(tol, errors)
     for block in blocks:
         for name in ("linear_1", "linear_2"):
             block.maps[name].folded = block.maps[name].fold(getattr(block, name))
         block.is_named_in_metadata = block is blocks[-1]
-        block.table_metadata = metadata
+        block.table_metadata = about
     _fold_self_connections(model)
     for network in rows:
         network.tabulated = [type(part).__name__ for _, part in table_parts(network)]
@@ -145,5 +147,5 @@ def compile_tabulated(
     finally:
         default_tolerance.reset(tokens[0])
         default_structures.reset(tokens[1])
-    metadata = torch._inductor.aoti_load_package(output).get_metadata()
-    return {key: value for key, value in metadata.items() if key.startswith("fastmlip_table")}
+    found = metadata(Path(output))
+    return {key: value for key, value in found.items() if key.startswith("fastmlip_table")}
