@@ -52,11 +52,13 @@ OUT, DX, DENV = (2, 0, 1), (0, 2, 1), (1, 0, 2)
 
 
 @cache
-def _launches(problem: TensorProductProblem, axes: tuple[int, int, int]) -> tuple[Launch, ...]:
-    return without_modes(_cut, problem, axes)
+def _launches(
+    problem: TensorProductProblem, axes: tuple[int, int, int], max_terms: int
+) -> tuple[Launch, ...]:
+    return without_modes(_cut, problem, axes, max_terms)
 
 
-def _cut(problem: TensorProductProblem, axes: tuple[int, int, int]) -> tuple[Launch, ...]:
+def _cut(problem: TensorProductProblem, axes: tuple[int, int, int], max_terms: int):
     def block(path, axis: int) -> tuple[int, int]:
         offsets = (path.in1_offset, path.in2_offset, path.out_offset)
         return offsets[axis], (path.d1, path.d2, path.d3)[axis]
@@ -66,7 +68,7 @@ def _cut(problem: TensorProductProblem, axes: tuple[int, int, int]) -> tuple[Lau
     for (offset, dim), group in groupby(numbered, key=lambda row: block(row[1], axes[0])):
         rows, size, adds = [], 0, False
         for number, path in group:
-            if rows and size + len(path.cg) > MAX_TERMS:
+            if rows and size + len(path.cg) > max_terms:
                 launches.append(Launch(Table(rows), offset, dim, adds))
                 rows, size, adds = [], 0, True
             terms: list[list] = [[] for _ in range(dim)]
@@ -286,7 +288,7 @@ def _constants(launch: Launch, channels: int) -> dict:
 
 def _edges(axes, dim_out, x, hx, env, henv, weight, hw, order, problem) -> Tensor:
     edges, dim_in, channels = x.shape
-    launches = _launches(problem, axes)
+    launches = _launches(problem, axes, MAX_TERMS)
     out = _rows(edges, dim_out, x, launches)
     ends = EdgeOrder(order, env.shape[0], edges)
     for launch in launches:
@@ -300,7 +302,8 @@ def _edges(axes, dim_out, x, hx, env, henv, weight, hw, order, problem) -> Tenso
 
 def _nodes(x, hx, grad, env, henv, weight, hw, order, problem) -> tuple[Tensor, Tensor]:
     (edges, dim_x, channels), (nodes, dim_env, _) = x.shape, env.shape
-    launches = _launches(problem, DENV)
+    # in second order z lives twice: with more terms the compiler for sm_100 spills some
+    launches = _launches(problem, DENV, MAX_TERMS if hx is None else MAX_TERMS // 4)
     denv = _rows(nodes, dim_env, env, launches)
     dweight = weight.new_empty((nodes, *weight.shape))
     ends = EdgeOrder(order, nodes, edges)

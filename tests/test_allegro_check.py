@@ -18,13 +18,12 @@ from test_allegro import build
 
 pytestmark = pytest.mark.usefixtures("nequip_state")
 
-ENV, CONTRACTION = (
-    importlib.import_module(f"fastmlip.ops.{name}")._CPP for name in ("env_sum", "contraction")
-)
-MLP, SPLINE = (
-    importlib.import_module(f"fastmlip.ops.{name}")._LADDER for name in ("scalar_mlp", "spline")
-)
-SPLINES = importlib.import_module("fastmlip.ops._spline")
+MODULES = {
+    name: importlib.import_module(f"fastmlip.ops.{name}")
+    for name in ("env_sum", "contraction", "spline", "scalar_mlp", "_spline")
+}
+ENV, CONTRACTION, SPLINE = (MODULES[name]._CPP for name in ("env_sum", "contraction", "spline"))
+MLP, SPLINES = MODULES["scalar_mlp"]._LADDER, MODULES["_spline"]
 SMALL = {"num_tensor_features": 4, "avg_num_neighbors": 8.0}
 OPERATORS = {
     f"{name}{rung}_cpu"

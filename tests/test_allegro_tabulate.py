@@ -180,6 +180,85 @@ def test_what_cannot_be_tabulated_says_why_and_stays():
     assert relative_error(outputs(fast, to_data(rattled()))["forces"], want) < 1e-5
 
 
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_what_the_tables_were_made_of_must_stay():
+    fast = fastmlip.tabulate(build("l2", "float64"))
+    layers = fast.get_submodule("model.func.allegro")
+    first = layers.first_layer_env_embed_projection.mlp[0]
+    torch.nn.utils.parametrize.register_parametrization(first, "weight", Doubled())
+    fast.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="modules that its tables were made of were changed"):
+        outputs(fast, to_data(rattled()))
+
+
+def between(model, change):
+    """``change`` of the data between the embedding and the layers."""
+    row = model.get_submodule("model.func")
+    module = torch.nn.Module()
+    module.forward = lambda data: change(data) or data
+    names = list(row._modules)
+    at = names.index("allegro")
+    later = {name: row._modules.pop(name) for name in names[at:]}
+    row._modules["between"] = module
+    row._modules.update(later)
+    return model
+
+
+@pytest.mark.parametrize("make", [fastmlip.accelerate, fastmlip.tabulate])
+def test_a_module_put_in_after_the_swap(make):
+    """In front of the layers: what it does to the harmonics counts, and tensor features are an
+    error, because nobody reads them."""
+    data = to_data(rattled())
+    energies = []
+    for model in (build("l2", "float64", do_derivatives=False) for _ in "ab"):
+        model = make(model) if energies else model
+        model = between(model, lambda data: data["edge_attrs"].mul_(0.5) is None)
+        with torch.no_grad():
+            energies.append(model(dict(data))["total_energy"])
+    assert relative_error(energies[1], energies[0]) < 1e-5
+
+    def write(data):
+        data["edge_features"] = torch.zeros(())
+
+    fast = between(make(build("l2", "float64")), write)
+    with pytest.raises(RuntimeError, match="writes edge_features"):
+        outputs(fast, data)
+
+
+@pytest.mark.parametrize("number", [-1, 3, 5])
+def test_types_out_of_range_are_an_error(number):
+    fast = fastmlip.tabulate(build("l2", "float64"))
+    data = to_data(rattled())
+    data["atom_types"] = torch.tensor([1, 0, 0, number])
+    with pytest.raises((RuntimeError, IndexError), match="out of range"):
+        fast.get_submodule("model.func.tensor_embed")(dict(data))
+
+
+def test_structures_that_are_none():
+    stock = build("l2", "float64")
+    one = rattled()
+    one.symbols[:] = "Na"
+    fast = fastmlip.tabulate(stock, structures=one)
+    assert fast.get_submodule("model.func.tensor_embed").splines[0].kinds == 1
+    with pytest.raises(ValueError, match="structures: frame 1 has no atoms"):
+        fastmlip.tabulate(stock, structures=[one, Atoms()])
+
+
+def test_many_types_take_as_long_as_their_pairs():
+    """Every pair is compared with its own rows of the tables alone."""
+    names = [f"T{i}" for i in range(12)]
+    stock = build("l1, one layer", "float32", type_names=names, avg_num_neighbors=9.0,
+                  per_type_energy_scales=1.0, per_type_energy_shifts=0.0)  # fmt: skip
+    fast = fastmlip.tabulate(stock, tol=1e-3)
+    table = fast.get_submodule("model.func.tensor_embed").splines[0]
+    assert table.kinds == 144
+    assert table.coefficients(143).shape == (table.intervals + 5, table.columns)
+
+
 def test_the_modifier_and_the_transforms_of_torch_func():
     stock = build("l2", "float64", do_derivatives=False)
     fast = modify(

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from fastmlip import backend, torch_private
+from fastmlip import backend, ops, torch_private
 from fastmlip.testing import OPERATORS, assert_same_derivatives, poison_empty
 from fastmlip.testing.process import run_interpreted
 
@@ -65,6 +65,17 @@ else:
     @pytest.mark.parametrize(("name", "sizes"), [(n, s) for n in NAMES for s in SIZES[n]], ids=str)
     def test_any_size(name, sizes):
         check(name, list(OPERATORS[name].cases)[1], torch.float64, **sizes)
+
+    @pytest.mark.parametrize("name", ["contraction", "env_sum"])
+    def test_an_order_of_other_edges_is_an_error(name):
+        table = OPERATORS[name]
+        row = list(table.cases.values())[1]
+        inputs = table.make_inputs(row, torch.float64, edges=5)
+        nodes = inputs.env.shape[0] if name == "contraction" else row.num_nodes
+        order = ops.edge_order(inputs.edge_dst, inputs.edge_dst, nodes)
+        for wrong, error in ((order + 1000, RuntimeError), (order.int(), ValueError)):
+            with backend.use_backend("triton"), pytest.raises(error, match="order"):
+                getattr(ops, name)(**table.arguments(inputs, row), order=wrong)
 
     @pytest.mark.usefixtures("nequip_state")
     @pytest.mark.parametrize("tabulated", [False, True])

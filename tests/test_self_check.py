@@ -147,7 +147,7 @@ def test_slow_on_a_gpu_is_said(monkeypatch):
         fastmlip.accelerate(build("tiny", "float64"))
     module = sys.modules["fastmlip.integrations.tabulate"]  # the function has the same name
     monkeypatch.setattr(module, "is_on_gpu", lambda model: True)
-    with pytest.warns(UserWarning, match="a tabulated model is for CPUs"):
+    with pytest.warns(UserWarning, match="a tabulated NequIP model is for CPUs"):
         fastmlip.tabulate(build("tiny", "float64"), tol=1e-3)
 
 
@@ -157,7 +157,7 @@ def test_modifiers_say_it_before_the_model_is_moved(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.warns(UserWarning, match="on a GPU, fastmlip's convolutions sort"):
         offered["enable_FastMLIP"](build("tiny", "float64"))
-    with pytest.warns(UserWarning, match="a tabulated model is for CPUs"):
+    with pytest.warns(UserWarning, match="a tabulated NequIP model is for CPUs"):
         offered["enable_FastMLIP_tabulated"](build("tiny", "float64"), tol=1e-3)
 
 

@@ -13,9 +13,9 @@ MAY_BE_SLOW = (
     "them: compare with the stock model there before you rely on it"
 )
 TABULATED = (
-    "a tabulated model is for CPUs: on a GPU its layers run as plain PyTorch, which stores the "
-    "weights of every edge and is slower than the stock model; use enable_FastMLIP or the stock "
-    "model there"
+    "a tabulated NequIP model is for CPUs: on a GPU its layers run as plain PyTorch, which stores "
+    "the weights of every edge and is slower than the stock model; use enable_FastMLIP or the "
+    "stock model there"
 )
 
 

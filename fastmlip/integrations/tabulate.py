@@ -21,7 +21,7 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def tabulate(
-    model: Model, tol: float = TOLERANCE, structures: Iterable[ase.Atoms] | None = None
+    model: Model, tol: float = TOLERANCE, structures: ase.Atoms | Iterable[ase.Atoms] | None = None
 ) -> Model:
     """An accelerated copy of a NequIP or Allegro model with tables of the distance, for inference.
 
@@ -53,7 +53,7 @@ def tabulate(
             "model.eval() on a finished model first"
         )
     fast = accelerate(copy.deepcopy(model))
-    tabulate_(fast, tol, structures)
+    tabulate_(fast, tol, [structures] if hasattr(structures, "get_positions") else structures)
     return fast
 
 

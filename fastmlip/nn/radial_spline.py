@@ -77,24 +77,30 @@ class RadialSpline(torch.nn.Module):
             first_row = torch.where(kind < 0, -1, first_row)
         return place.reshape(-1, 1).to(self.table.dtype), first_row
 
-    def error(self, function: Callable[[Tensor], Tensor], kind: int = 0) -> tuple[float, float]:
-        """The largest difference of a kind from its ``function``, between the grid points too: of
+    def coefficients(self, kind: int = 0) -> Tensor:
+        """Those of one kind, ``[intervals + 5, C]``, float64, on the CPU."""
+        rows = self.intervals + DEGREE
+        part = self.table[:, kind * rows : (kind + 1) * rows]
+        return part.transpose(0, 1).flatten(1)[:, : self.columns].double().cpu()
+
+    @staticmethod
+    def error(coefficients: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+        """The largest difference of a spline from its ``function``, between the grid points too: of
         the values as a part of the largest value, and of the slopes as a part of the largest
         slope."""
-        points = torch.linspace(0, 1, 8 * self.intervals + 1, dtype=torch.float64)[:-1]
+        intervals, table = coefficients.shape[0] - DEGREE, _spline.table(coefficients)
+        points = torch.linspace(0, 1, 8 * intervals + 1, dtype=torch.float64)[:-1]
         h = 1e-4  # slopes from five points, to the fourth order
         errors, sizes = [0.0, 0.0], [0.0, 0.0]
         for x in points.split(1024):
             with torch.no_grad():
                 far, near = (function(x + k * h) - function(x - k * h) for k in (2, 1))
                 want = function(x), (8 * near - far) / (12 * h)
-            place, first_row = x * self.intervals, (x * self.intervals).floor()
+            place, first_row = x * intervals, (x * intervals).floor()
             place = (place - first_row).unsqueeze(1)
-            first_row = first_row.long() + kind * (self.intervals + DEGREE)
             for d, exact in enumerate(want):
-                basis = _spline.basis(place, d) * self.intervals**d
-                table = self.table.double().cpu()
-                found = _spline.combine(basis, table, first_row, exact.shape[1])
+                basis = _spline.basis(place, d) * intervals**d
+                found = _spline.combine(basis, table, first_row.long(), exact.shape[1])
                 errors[d] = max(errors[d], (found - exact).abs().max().item())
                 sizes[d] = max(sizes[d], exact.abs().max().item())
         return errors[0] / (sizes[0] or 1.0), errors[1] / (sizes[1] or 1.0)

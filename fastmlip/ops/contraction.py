@@ -29,7 +29,7 @@ from e3nn.o3 import Irreps
 
 from fastmlip import backend
 from fastmlip.backend import FLOATS
-from fastmlip.ops.edge_order import EdgeOrder, assert_in_range, edge_order
+from fastmlip.ops.edge_order import EdgeOrder, assert_in_range, check_order, edge_order
 from fastmlip.ops.multilinear import multilinear_ladder
 from fastmlip.problem import TensorProductProblem
 
@@ -92,6 +92,8 @@ def contraction(
         return reference(x, env, weight, edge_dst, problem, edge_attr)
     if order is None:
         order = edge_order(edge_dst, edge_dst, env.shape[0])
+    elif where == "triton":  # C++ looks itself
+        check_order(order, env.shape[0], edge_dst.shape[0], x.device)
     elif order.shape != (EdgeOrder.size(env.shape[0], edge_dst.shape[0]),):
         raise ValueError(f"order: not the edge_order of these edges, got {tuple(order.shape)}")
     if where == "triton":

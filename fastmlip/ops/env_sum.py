@@ -21,7 +21,7 @@ import torch
 
 from fastmlip import backend
 from fastmlip.backend import FLOATS
-from fastmlip.ops.edge_order import EdgeOrder, assert_in_range, edge_order
+from fastmlip.ops.edge_order import EdgeOrder, assert_in_range, check_order, edge_order
 from fastmlip.ops.multilinear import multilinear_ladder
 
 Tensor = torch.Tensor
@@ -61,6 +61,8 @@ def env_sum(
         return reference(edge_weight, edge_attr, edge_dst, num_nodes, dims)
     if order is None:
         order = edge_order(edge_dst, edge_dst, num_nodes)
+    elif where == "triton":  # C++ looks itself
+        check_order(order, num_nodes, edge_dst.shape[0], edge_weight.device)
     elif order.shape != (EdgeOrder.size(num_nodes, edge_dst.shape[0]),):
         raise ValueError(f"order: not the edge_order of these edges, got {tuple(order.shape)}")
     if where == "triton":

@@ -45,6 +45,7 @@ class FastAllegro(Derived):
     env_sum: nn.EnvSum
     contractions: torch.nn.ModuleList  # one for each of tps
     look: inner.Look
+    tabulated: list[str]  # kinds of modules in the first projection, when it was tabulated
     _nequip_custom_ops_libs = ("fastmlip",)  # imported before a compiled model is loaded
 
     def forward(self: Any, data: Data) -> Data:
@@ -62,7 +63,7 @@ class FastAllegro(Derived):
     @torch.compiler.assume_constant_result
     def altered(self: Any) -> str:
         """What was put inside after the swap and would not run; empty where there is nothing."""
-        return self.look(lambda: (unsupported_parts(self) or _added(self), list(self.modules())))
+        return self.look(lambda: (_altered(self), list(self.modules())))
 
 
 class FastContracter(torch.nn.Module):
@@ -77,6 +78,12 @@ def _forward(layers: Any, data: Data) -> Data:
     order = ops.edge_order(edge_dst, edge_dst, nodes)
     irreps, scalars = channels.irreps_of(layers._env_weighter), layers.num_scalar_features
     features, factor = data.pop(WEIGHTS, None), data.pop(HARMONICS, None)
+    if features is not None and layers.tensor_features_in_field in data:
+        raise RuntimeError(
+            f"accelerated by fastmlip: a module between the embedding and the layers writes "
+            f"{layers.tensor_features_in_field}, which the layers do not read; put it into the "
+            "stock model, before accelerate"
+        )
     if features is None:
         features = data[layers.tensor_features_in_field].mT
     if SCALARS in data:
@@ -135,8 +142,19 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     new = derive(FastAllegro, old)
     new.env_sum = nn.EnvSum(new.tps[0].irreps_in2)
     new.contractions = torch.nn.ModuleList(nn.Contraction(_problem(tp)) for tp in new.tps)
-    new.look = inner.Look()
+    new.look, new.tabulated = inner.Look(), []
     return new
+
+
+def projection_kinds(layers: Any) -> list[str]:
+    """Kinds of the modules in the first projection, which a table may hold."""
+    return [type(part).__name__ for part in layers.first_layer_env_embed_projection.modules()]
+
+
+def _altered(layers: Any) -> str:
+    if layers.tabulated and layers.tabulated != projection_kinds(layers):
+        return "modules that its tables were made of were changed"
+    return unsupported_parts(layers) or _added(layers)
 
 
 def _added(layers: Any) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from fastmlip.integrations import inner, mlps
 from fastmlip.integrations.allegro import channels
-from fastmlip.integrations.allegro.layers import FastAllegro
+from fastmlip.integrations.allegro.layers import FastAllegro, projection_kinds
 from fastmlip.integrations.allegro.tabulated_embed import InTable, TabulatedEmbed
 from fastmlip.integrations.allegro.tensor_embed import FastTensorEmbed
 from fastmlip.integrations.nequip.probes import types_of
@@ -63,7 +63,8 @@ def tabulate_(
     pairs = list(product(types, types))
     table = TabulatedEmbed(chain.embed, chain.norm, chain.layers, pairs, len(type_names))
     table.to(next(chain.layers.parameters()).device)
-    functions = [_function(chain, *pair) for pair in pairs]
+    networks = _Networks(chain)
+    functions = [partial(networks.values, pair) for pair in pairs]
     widths = _widths(chain)
     dtype = chain.embed._output_dtype
     model.requires_grad_(False).eval()
@@ -90,23 +91,28 @@ def tabulate_(
         for part, name in places.items():
             setattr(row, name, part)
         raise
-    table.table_metadata = found.metadata(tol, list(_errors(table, functions, widths)))
+    table.table_metadata = found.metadata(tol, list(_errors(table, functions)))
     table.train(model.training)
     chain.layers.look = inner.Look()
+    chain.layers.tabulated = projection_kinds(chain.layers)
     refuse_states(model)
 
 
-def _find(model: torch.nn.Module) -> tuple[torch.nn.Sequential, Chain]:
+def _find(model: torch.nn.Module) -> tuple[torch.nn.Module, Chain]:
     """The row of modules that has the layers, and those that tables take the place of.
 
     Raises:
         ValueError: they are not what this page knows.
     """
+    found = [m for m in model.modules() if isinstance(m, FastAllegro)]
+    if len(found) != 1:
+        raise ValueError(
+            f"model: it has {len(found)} modules of Allegro's layers that fastmlip accelerates, "
+            "expected 1"
+        )
     for row in model.modules():
-        if not isinstance(row, torch.nn.Sequential):
-            continue
-        parts = list(row)
-        at = next((i for i, part in enumerate(parts) if isinstance(part, FastAllegro)), None)
+        parts = list(row) if isinstance(row, torch.nn.Sequential) else []
+        at = next((i for i, part in enumerate(parts) if part is found[0]), None)
         if at is None:
             continue
         if any(isinstance(part, TabulatedEmbed) for part in parts):
@@ -120,7 +126,7 @@ def _find(model: torch.nn.Module) -> tuple[torch.nn.Sequential, Chain]:
         if reason := _unknown(chain, parts[at + 1 :]):
             raise ValueError(f"model: it cannot be tabulated: {reason}")
         return row, chain
-    raise ValueError("model: it has no layers of Allegro's that fastmlip accelerates")
+    raise ValueError("model: it cannot be tabulated: its layers are not in a sequence of modules")
 
 
 def _unknown(chain: Chain, behind: Sequence[torch.nn.Module]) -> str:
@@ -161,55 +167,49 @@ def _widths(chain: Chain) -> tuple[int, int, int]:
     )
 
 
-def _function(chain: Chain, centre: int, neighbour: int) -> Callable[[Tensor], Tensor]:
-    """What is tabulated of a pair of types, ``[n, columns]`` float64, as a function of the
-    normalised distances ``[n]``: the modules themselves, in float64."""
-    radial, mlp, embed = (
-        copy.deepcopy(part).double().cpu() for part in (chain.radial, chain.mlp, chain.embed)
-    )
-    projection = copy.deepcopy(chain.layers.first_layer_env_embed_projection).double().cpu()
-    field, scalars = mlp.field, chain.layers.num_scalar_features
-    of_env = channels.irreps_of(chain.layers._env_weighter)
-    of_features = channels.irreps_of(embed._edge_weighter)
+class _Networks:
+    """The modules that tables take the place of, copied, in float64 on the CPU."""
 
-    def values(x: Tensor) -> Tensor:
-        x = x.reshape(-1, 1)
+    def __init__(self, chain: Chain) -> None:
+        parts = (chain.radial, chain.mlp, chain.embed.env_embed_linear)
+        self.radial, self.mlp, self.embed, self.projection = (
+            copy.deepcopy(part).double().cpu()
+            for part in (*parts, chain.layers.first_layer_env_embed_projection)
+        )
+        self.scalars = chain.layers.num_scalar_features
+        self.of_env = channels.irreps_of(chain.layers._env_weighter)
+        self.of_features = channels.irreps_of(chain.embed._edge_weighter)
+
+    def values(self, pair: tuple[int, int], x: Tensor) -> Tensor:
+        """What is tabulated of a pair of types, ``[n, columns]``, of the normalised distances
+        ``[n]``."""
         data = {
-            "normed_edge_lengths": x,
-            "atom_types": torch.tensor([centre, neighbour]),
+            "normed_edge_lengths": x.reshape(-1, 1),
+            "atom_types": torch.tensor(pair),
             "edge_index": torch.tensor([[0], [1]]).repeat(1, x.shape[0]),
         }
-        embedding = mlp(_embedded(radial, data, field))[field]
-        own, env = mlps.with_weights(projection, embedding, scalars, of_env)
-        _, features = mlps.with_weights(embed.env_embed_linear, embedding, 0, of_features)
+        embedding = self.mlp(self._embedded(data))[self.mlp.field]
+        own, env = mlps.with_weights(self.projection, embedding, self.scalars, self.of_env)
+        _, features = mlps.with_weights(self.embed, embedding, 0, self.of_features)
         return torch.cat([own, env.flatten(1), features.flatten(1)], 1)
 
-    return values
-
-
-def _embedded(radial: Any, data: dict[str, Tensor], field: str) -> dict[str, Tensor]:
-    """``data`` with the scalar embedding."""
-    if not isinstance(radial, torch.nn.Sequential):
-        radial._output_dtype = torch.float64
-        return radial(data)
-    bessel, type_embed = list(radial)  # type: Any, Any
-    data[field] = bessel_embedding(
-        data["normed_edge_lengths"], bessel.bessel_weights.detach(), bessel.p, bessel.factor
-    )[0]
-    return type_embed(data)
-
-
-def _columns(function: Any, widths: Sequence[int], number: int, x: Tensor) -> Tensor:
-    part: Tensor = function(x).split(list(widths), 1)[number]
-    return part
+    def _embedded(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``data`` with the scalar embedding."""
+        if not isinstance(self.radial, torch.nn.Sequential):
+            self.radial._output_dtype = torch.float64
+            return self.radial(data)
+        bessel, type_embed = list(self.radial)  # type: Any, Any
+        data[self.mlp.field] = bessel_embedding(
+            data["normed_edge_lengths"], bessel.bessel_weights.detach(), bessel.p, bessel.factor
+        )[0]
+        return type_embed(data)
 
 
 def _errors(
-    table: TabulatedEmbed, functions: Sequence[Callable[[Tensor], Tensor]], widths: Sequence[int]
+    table: TabulatedEmbed, functions: Sequence[Callable[[Tensor], Tensor]]
 ) -> Iterator[tuple[float, float]]:
-    """Of values and slopes, of every table and pair."""
+    """Of values and slopes, of every pair."""
     splines: list[Any] = list(table.splines)
-    for number, spline in enumerate(splines):
-        for kind, function in enumerate(functions):
-            part = partial(_columns, function, widths, number)
-            yield spline.error(part, kind)
+    for kind, function in enumerate(functions):
+        coefficients = torch.cat([spline.coefficients(kind) for spline in splines], 1)
+        yield RadialSpline.error(coefficients, function)

@@ -36,7 +36,9 @@ class TabulatedEmbed(InTable):
 
     sh: torch.nn.Module
     kinds: torch.Tensor  # [num_types ** 2]: the table of a pair, or -1
+    numbers: torch.Tensor  # [num_types]
     _rmax_recip: torch.Tensor
+    tensor_embedding_out_field: str
     tensor_basis_out_field: str
     splines: torch.nn.ModuleList  # of the scalars, the first environment, the tensor features
     table_metadata: dict[str, str]
@@ -56,6 +58,7 @@ class TabulatedEmbed(InTable):
         for kind, (centre, neighbour) in enumerate(pairs):
             kinds[centre * num_types + neighbour] = kind
         self.register_buffer("kinds", kinds, persistent=False)
+        self.register_buffer("numbers", torch.arange(num_types), persistent=False)
         self.splines = torch.nn.ModuleList()
         self.table_metadata = {}
 
@@ -77,8 +80,9 @@ class TabulatedEmbed(InTable):
         """``data`` with the harmonics of the edges and what the tables give."""
         data = edges.with_vectors(data)
         vectors = data["edge_vectors"]
-        types = data["atom_types"].view(-1).index_select(0, data["edge_index"].view(-1))
-        centre, neighbour = types.view(2, -1)
+        # an index out of range is an error, not the number of another pair
+        types = self.numbers.index_select(0, data["atom_types"].reshape(-1))
+        centre, neighbour = (types.index_select(0, ends) for ends in data["edge_index"])
         pair = centre * self.num_types + neighbour
         recip = self._rmax_recip
         if self._per_edge_type:
@@ -87,7 +91,9 @@ class TabulatedEmbed(InTable):
         data["edge_lengths"] = length.squeeze(1)
         data[self.norm_length_field] = norm_length = length * recip
         harmonics = self.sh(vectors).to(self._output_dtype)
-        data[self.tensor_basis_out_field] = data[layers.HARMONICS] = harmonics
+        data[self.tensor_basis_out_field] = harmonics
+        data[layers.HARMONICS] = harmonics.clone()  # who changes the field, changes not this
+        data.pop(self.tensor_embedding_out_field, None)  # of an earlier call
         splines: list[Any] = list(self.splines)
         place, first_row = splines[0](norm_length, self.kinds.index_select(0, pair))
         scalars, env, features = (

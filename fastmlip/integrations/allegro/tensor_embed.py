@@ -33,7 +33,9 @@ class FastTensorEmbed(Derived):
         data = with_edge_vectors_(data, with_lengths=False)
         harmonics = self.sh(data["edge_vectors"]).to(self._output_dtype)
         irreps = channels.irreps_of(self._edge_weighter)
-        data[self.tensor_basis_out_field] = data[layers.HARMONICS] = harmonics
+        data[self.tensor_basis_out_field] = harmonics
+        data[layers.HARMONICS] = harmonics.clone()  # who changes the field, changes not this
+        data.pop(self.tensor_embedding_out_field, None)  # of an earlier call
         _, data[layers.WEIGHTS] = mlps.with_weights(self.env_embed_linear, x, 0, irreps)
         return data
 

@@ -78,8 +78,10 @@ def _renamed(frames: Iterable[Frame], types: Sequence[int] | None) -> Iterator[F
 def types_of(structures: Iterable[Any], type_names: Sequence[str]) -> list[list[int]]:
     """Numbers of the types of the atoms of each ``ase.Atoms``."""
     found = []
-    for atoms in structures:
+    for number, atoms in enumerate(structures):
         symbols = atoms.get_chemical_symbols()
+        if not symbols:
+            raise ValueError(f"structures: frame {number} has no atoms")
         if unknown := sorted(set(symbols) - set(type_names)):
             raise ValueError(f"structures: {unknown} are not among the model's types {type_names}")
         found.append([type_names.index(symbol) for symbol in symbols])

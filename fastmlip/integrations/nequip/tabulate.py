@@ -91,7 +91,10 @@ def tabulate_(
         for block in blocks:
             block.spline = None
         raise
-    errors = [b.spline.error(f) for b, f in zip(blocks, networks, strict=True)]
+    errors = [
+        RadialSpline.error(block.spline.coefficients(), network)
+        for block, network in zip(blocks, networks, strict=True)
+    ]
     about = found.metadata(tol, errors)
     for block in blocks:
         for name in ("linear_1", "linear_2"):
