@@ -16,9 +16,10 @@ import torch
 from nequip.utils.global_state import set_global_state
 
 import fastmlip
+from fastmlip.testing.process import run_python
 
 from .bench_inference import _atoms, _frame, _run, export
-from .bench_nequip import TYPE_NAMES, _training_step
+from .bench_nequip import TYPE_NAMES, _peak_memory, _training_step
 
 pytest.importorskip("allegro")
 MODELS = {
@@ -94,3 +95,22 @@ def bench_allegro_training(compare, name, who):
     title = {"stock": "Allegro", "fast": "fastmlip"}[who]
     compare(title, lambda: _training_step(models[who]), rounds=2 if who == "stock" else 5,
             case=f"Allegro {name}", what="training step", note="108 atoms")  # fmt: skip
+
+
+def _peak_of_a_training_step(name, who):
+    """Growth of the peak memory by two training steps, in MiB; for a fresh process."""
+    model = _models(name)[who].requires_grad_(True)
+    before = _peak_memory()
+    for _ in range(2):
+        _training_step(model)
+    return _peak_memory() - before
+
+
+@pytest.mark.parametrize("who", ["stock", "fast"])
+@pytest.mark.parametrize("name", ["l2 64 2"])
+def bench_allegro_peak_memory(compare, name, who):
+    module = "from fastmlip.bench import bench_allegro as b"
+    printed = run_python(f"{module}; print(b._peak_of_a_training_step({name!r}, {who!r}))")
+    title = {"stock": "Allegro", "fast": "fastmlip"}[who]
+    compare(title, lambda: None, rounds=1, case=f"Allegro {name}", what="peak of a training step",
+            peak_mib=float(printed.split()[-1]))  # fmt: skip

@@ -42,6 +42,7 @@ SECONDS = {
     "bench_allegro_training": 3,
     "bench_scaling": 20,
     "bench_peak_memory": 20,
+    "bench_allegro_peak_memory": 30,
     "bench_dataset_statistics": 5,
 }
 
