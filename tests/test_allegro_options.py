@@ -93,7 +93,7 @@ def assert_close(got, want, bound, of):
         assert error <= bound, f"{of}, {key}: {error}"
 
 
-@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_outputs_and_training_gradients(name, dtype):
     """In both modes: a model in training mode keeps the graph of its forces."""
@@ -125,7 +125,9 @@ def products(model, data):
     return {"Hessian": product.detach()}, {"third": third}, dict(zip(names, rest, strict=True))
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-10), ("float32", 2e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [("float64", 1e-10), pytest.param("float32", 2e-5, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["plain", "l1 parity, 32 channels", "zbl, splines", "one type"])
 def test_hessian_vector_products_and_their_derivatives(name, dtype, bound):
     stock, fast = pair(dtype, OPTIONS[name])

@@ -36,7 +36,7 @@ SLICE = [
     ("env_sum", "l_max 3", "sm_90"),
     ("env_sum", "l_max 2", "gfx90a"),
     ("contraction", "l_max 2, 64 channels", "sm_90"),
-    ("contraction", "l_max 3", "gfx942"),
+    ("contraction", "l_max 2, last layer", "gfx942"),
     ("spline", "16 pairs of types", "sm_80"),
 ]
 # whose programs take a block of the channels, or of the columns
