@@ -28,6 +28,7 @@ import triton.language as tl
 from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import TensorProductProblem
 
+from ._channels import add_scaled, dot, load, scale
 from ._launches import LANES, MAX_TERMS, Table, without_modes
 from ._run import run
 
@@ -105,15 +106,6 @@ def _term(terms, m, t, field):
 
 
 @triton.jit
-def _load(at, n: tl.constexpr, stride: tl.constexpr, mask):
-    """``n`` components of a block of channels; a masked channel reads 0."""
-    values = ()
-    for m in tl.static_range(n):
-        values = values + (tl.load(at + m * stride, mask=mask, other=0.0),)
-    return values
-
-
-@triton.jit
 def _contract(sums, x, y, terms: tl.constexpr, dim: tl.constexpr):
     """``sums[m] + sum over terms C x[i] y[j]``."""
     new_sums = ()
@@ -123,30 +115,6 @@ def _contract(sums, x, y, terms: tl.constexpr, dim: tl.constexpr):
             total += x[_term(terms, m, t, 0)] * y[_term(terms, m, t, 1)] * _term(terms, m, t, 2)
         new_sums = new_sums + (total,)
     return new_sums
-
-
-@triton.jit
-def _scale(w, x, n: tl.constexpr):
-    values = ()
-    for m in tl.static_range(n):
-        values = values + (w * x[m],)
-    return values
-
-
-@triton.jit
-def _add_scaled(v, w, x, n: tl.constexpr):
-    values = ()
-    for m in tl.static_range(n):
-        values = values + (v[m] + w * x[m],)
-    return values
-
-
-@triton.jit
-def _dot(x, y, n: tl.constexpr):
-    total = x[0] * y[0]
-    for m in tl.static_range(1, n):
-        total += x[m] * y[m]
-    return total
 
 
 # ---------------------------------------------------------------- kernels
@@ -178,27 +146,25 @@ def _contraction_edges_kernel(
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
     mask = u < U
     at_out = out + (e * DIM_OUT + OFFSET) * U + u
-    sums = _load(at_out, DIM, U, mask & ADDS)
+    sums = load(at_out, DIM, U, mask & ADDS)
     for p in tl.static_range(_length(TABLE)):
         at_x = (e * DIM_IN + _row(TABLE, p, "first")) * U + u
         at_env = (node * DIM_ENV + _row(TABLE, p, "second")) * U + u
         at_w = _row(TABLE, p, "number") * U + u
-        xs = _load(x + at_x, _row(TABLE, p, "d1"), U, mask)
-        envs = _load(env + at_env, _row(TABLE, p, "d2"), U, mask)
+        xs = load(x + at_x, _row(TABLE, p, "d1"), U, mask)
+        envs = load(env + at_env, _row(TABLE, p, "d2"), U, mask)
         w = tl.load(weight + at_w, mask=mask, other=0.0)
         if henv is not None:
-            henvs = _load(henv + at_env, _row(TABLE, p, "d2"), U, mask)
+            henvs = load(henv + at_env, _row(TABLE, p, "d2"), U, mask)
             w2 = tl.load(hw + at_w, mask=mask, other=0.0)
-            we2 = _add_scaled(
-                _scale(w, henvs, _row(TABLE, p, "d2")), w2, envs, _row(TABLE, p, "d2")
-            )
+            we2 = add_scaled(scale(w, henvs, _row(TABLE, p, "d2")), w2, envs, _row(TABLE, p, "d2"))
             sums = _contract(sums, xs, we2, _row(TABLE, p, "terms"), DIM)
             if hx is not None:
-                hxs = _load(hx + at_x, _row(TABLE, p, "d1"), U, mask)
-                we = _scale(w, envs, _row(TABLE, p, "d2"))
+                hxs = load(hx + at_x, _row(TABLE, p, "d1"), U, mask)
+                we = scale(w, envs, _row(TABLE, p, "d2"))
                 sums = _contract(sums, hxs, we, _row(TABLE, p, "terms"), DIM)
         else:
-            we = _scale(w, envs, _row(TABLE, p, "d2"))
+            we = scale(w, envs, _row(TABLE, p, "d2"))
             sums = _contract(sums, xs, we, _row(TABLE, p, "terms"), DIM)
     for m in tl.static_range(DIM):
         tl.store(at_out + m * U, sums[m], mask=mask)
@@ -232,10 +198,10 @@ def _contraction_nodes_kernel(
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
     mask = u < U
     at_env = (node * DIM_ENV + OFFSET) * U + u
-    denvs, none = _load(denv + at_env, DIM, U, mask & ADDS), ()
-    envs = _load(env + at_env, DIM, U, mask)
+    denvs, none = load(denv + at_env, DIM, U, mask & ADDS), ()
+    envs = load(env + at_env, DIM, U, mask)
     if hx is not None:
-        henvs = _load(henv + at_env, DIM, U, mask)
+        henvs = load(henv + at_env, DIM, U, mask)
     for _ in tl.static_range(DIM):
         none = none + (tl.zeros((BLOCK_U,), denv.dtype.element_ty),)
     dws = ()
@@ -249,18 +215,18 @@ def _contraction_nodes_kernel(
             at_x = (e * DIM_X + _row(TABLE, p, "first")) * U + u
             at_g = (e * DIM_GRAD + _row(TABLE, p, "second")) * U + u
             w = tl.load(weight + _row(TABLE, p, "number") * U + u, mask=mask, other=0.0)
-            xs = _load(x + at_x, _row(TABLE, p, "d1"), U, mask)
-            g = _load(grad + at_g, _row(TABLE, p, "d2"), U, mask)
+            xs = load(x + at_x, _row(TABLE, p, "d1"), U, mask)
+            g = load(grad + at_g, _row(TABLE, p, "d2"), U, mask)
             z = _contract(none, xs, g, _row(TABLE, p, "terms"), DIM)
             if hx is not None:
                 w2 = tl.load(hw + _row(TABLE, p, "number") * U + u, mask=mask, other=0.0)
-                hxs = _load(hx + at_x, _row(TABLE, p, "d1"), U, mask)
+                hxs = load(hx + at_x, _row(TABLE, p, "d1"), U, mask)
                 z2 = _contract(none, hxs, g, _row(TABLE, p, "terms"), DIM)
-                denvs = _add_scaled(_add_scaled(denvs, w2, z, DIM), w, z2, DIM)
-                new_dws = new_dws + (dws[p] + _dot(henvs, z, DIM) + _dot(envs, z2, DIM),)
+                denvs = add_scaled(add_scaled(denvs, w2, z, DIM), w, z2, DIM)
+                new_dws = new_dws + (dws[p] + dot(henvs, z, DIM) + dot(envs, z2, DIM),)
             else:
-                denvs = _add_scaled(denvs, w, z, DIM)
-                new_dws = new_dws + (dws[p] + _dot(envs, z, DIM),)
+                denvs = add_scaled(denvs, w, z, DIM)
+                new_dws = new_dws + (dws[p] + dot(envs, z, DIM),)
         dws = new_dws
 
     for m in tl.static_range(DIM):

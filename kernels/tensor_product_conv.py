@@ -30,6 +30,7 @@ from fastmlip.layout import to_ir_mul
 from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import TensorProductProblem
 
+from ._channels import add_scaled, dot, load, scale
 from ._launches import LANES, launches
 from ._run import run
 
@@ -74,45 +75,12 @@ def _length(table):
 
 
 @triton.jit
-def _load(at, n: tl.constexpr, stride: tl.constexpr, mask):
-    """``n`` components of a block of channels; a masked channel reads 0."""
-    values = ()
-    for m in tl.static_range(n):
-        values = values + (tl.load(at + m * stride, mask=mask, other=0.0),)
-    return values
-
-
-@triton.jit
 def _load_attr(at, n: tl.constexpr):
     """``n`` components of one edge's edge_attr, the same for every channel."""
     values = ()
     for m in tl.static_range(n):
         values = values + (tl.load(at + m),)
     return values
-
-
-@triton.jit
-def _scale(w, x, n: tl.constexpr):
-    values = ()
-    for m in tl.static_range(n):
-        values = values + (w * x[m],)
-    return values
-
-
-@triton.jit
-def _add_scaled(v, w, x, n: tl.constexpr):
-    values = ()
-    for m in tl.static_range(n):
-        values = values + (v[m] + w * x[m],)
-    return values
-
-
-@triton.jit
-def _dot(x, y, n: tl.constexpr):
-    total = x[0] * y[0]
-    for m in tl.static_range(1, n):
-        total += x[m] * y[m]
-    return total
 
 
 @triton.jit
@@ -188,14 +156,14 @@ def _tensor_product_conv_fwd_kernel(
         for p in tl.static_range(_attr(TABLE, j, "paths")):
             row = out_row + _path(TABLE, j, p, "out_offset") + u * _path(TABLE, j, p, "d3")
             earlier = mask & _path(TABLE, j, p, "adds")
-            sums = sums + (_load(row, _path(TABLE, j, p, "d3"), 1, earlier),)
+            sums = sums + (load(row, _path(TABLE, j, p, "d3"), 1, earlier),)
 
     for i in range(tl.load(pointers + node), tl.load(pointers + node + 1)):
         e = tl.load(edges + i)
         at_x = tl.load(senders + i) * DIM1 + IN1 + u
-        xs = _load(x + at_x, D1, MUL, mask)
+        xs = load(x + at_x, D1, MUL, mask)
         if hx is not None:
-            hxs = _load(hx + at_x, D1, MUL, mask)
+            hxs = load(hx + at_x, D1, MUL, mask)
         new_sums = ()
         for j in tl.static_range(_length(TABLE)):
             at_a = e * DIM2 + _attr(TABLE, j, "in2_offset")
@@ -204,14 +172,14 @@ def _tensor_product_conv_fwd_kernel(
             for p in tl.static_range(_attr(TABLE, j, "paths")):
                 at_w = e * WEIGHTS + _path(TABLE, j, p, "weight_offset") + u
                 w = tl.load(edge_weight + at_w, mask=mask, other=0.0)
-                v = _scale(w, xs, D1)
+                v = scale(w, xs, D1)
                 path_sums = sums[_path(TABLE, j, p, "number")]
                 if hx is not None:
                     path_sums = _receive(
                         path_sums, v, has, _path(TABLE, j, p, "terms"), D1, _path(TABLE, j, p, "d3")
                     )
                     w2 = tl.load(hw + at_w, mask=mask, other=0.0)
-                    v = _add_scaled(_scale(w2, xs, D1), w, hxs, D1)
+                    v = add_scaled(scale(w2, xs, D1), w, hxs, D1)
                 path_sums = _receive(
                     path_sums, v, a, _path(TABLE, j, p, "terms"), D1, _path(TABLE, j, p, "d3")
                 )
@@ -258,10 +226,10 @@ def _tensor_product_conv_bwd_kernel(
     mask = u < MUL
 
     at_x = node * DIM1 + IN1 + u * D1
-    xs = _load(x + at_x, D1, 1, mask)
+    xs = load(x + at_x, D1, 1, mask)
     if hx is not None:
-        hxs = _load(hx + at_x, D1, 1, mask)
-    dxs = _load(dx + at_x, D1, 1, mask & ADDS)
+        hxs = load(hx + at_x, D1, 1, mask)
+    dxs = load(dx + at_x, D1, 1, mask & ADDS)
 
     for i in range(tl.load(pointers + node), tl.load(pointers + node + 1)):
         e = tl.load(edges + i)
@@ -277,24 +245,24 @@ def _tensor_product_conv_bwd_kernel(
             for p in tl.static_range(_attr(TABLE, j, "paths")):
                 at_w = e * WEIGHTS + _path(TABLE, j, p, "weight_offset") + u
                 w = tl.load(edge_weight + at_w, mask=mask, other=0.0)
-                g = _load(
+                g = load(
                     grad + at_g + _path(TABLE, j, p, "out_offset"),
                     _path(TABLE, j, p, "d3"), MUL, mask,
                 )  # fmt: skip
                 if hx is not None:
                     w2 = tl.load(hw + at_w, mask=mask, other=0.0)
-                    v = _add_scaled(_scale(w2, xs, D1), w, hxs, D1)
+                    v = add_scaled(scale(w2, xs, D1), w, hxs, D1)
                 else:
-                    v = _scale(w, xs, D1)
+                    v = scale(w, xs, D1)
                 y, y2, das = _send(
                     das, v, g, a, has, _path(TABLE, j, p, "terms"), D1, _attr(TABLE, j, "d2")
                 )
                 if hx is not None:
-                    dxs = _add_scaled(_add_scaled(dxs, w, y2, D1), w2, y, D1)
-                    dws = _dot(xs, y2, D1) + _dot(hxs, y, D1)
+                    dxs = add_scaled(add_scaled(dxs, w, y2, D1), w2, y, D1)
+                    dws = dot(xs, y2, D1) + dot(hxs, y, D1)
                 else:
-                    dxs = _add_scaled(dxs, w, y, D1)
-                    dws = _dot(xs, y, D1)
+                    dxs = add_scaled(dxs, w, y, D1)
+                    dws = dot(xs, y, D1)
                 tl.store(dw + at_w, dws, mask=mask)
             for m2 in tl.static_range(_attr(TABLE, j, "d2")):
                 tl.store(part + _attr(TABLE, j, "in2_offset") + m2, tl.sum(das[m2]))

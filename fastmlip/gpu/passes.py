@@ -77,8 +77,7 @@ def _tensor_product_conv(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
     rows = partial(empty, dtype=dtype)
     x, grad = rows(NODES, problem.dim_in1), rows(NODES, problem.dim_out)
     a, w = rows(EDGES, problem.dim_in2), rows(EDGES, problem.weight_numel)
-    order = empty(EdgeOrder.size(NODES, EDGES), dtype=torch.int64)
-    operands = (x, a, w, order, problem)
+    operands = (x, a, w, _order(empty), problem)
 
     def nbytes(in1: int, edge: int, out: int, index: int = 16) -> float:
         node = (in1 * problem.dim_in1 + out * problem.dim_out) * dtype.itemsize + 8

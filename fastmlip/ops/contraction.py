@@ -166,10 +166,9 @@ def _of_factors(x: Tensor, edge_attr: Tensor | None, problem: TensorProductProbl
     """``[E, irreps_in1.dim, U]``, the product where factors are given."""
     if edge_attr is None:
         return x
-    if x.shape[1] != 1:
-        dims = [block.ir.dim for block in Irreps(problem.irreps_in1)]
-        repeats = torch.tensor(dims, device=x.device)
-        x = x.repeat_interleave(repeats, 1, output_size=problem.dim_in1)
+    if x.shape[1] != 1:  # without a tensor of counts, for which a GPU would wait
+        dims = (block.ir.dim for block in Irreps(problem.irreps_in1))
+        x = torch.cat([x[:, i : i + 1].expand(-1, d, -1) for i, d in enumerate(dims)], 1)
     return x * edge_attr.unsqueeze(2)
 
 

@@ -81,36 +81,32 @@ def refine(
         ValueError: ``tol`` was not reached, with what was reached.
     """
     with without_ghost_exchange(model):
-        return _refine(model, fit, tol, structures, dtype, types, roundings, large)
-
-
-def _refine(model, fit, tol, structures, dtype, types, roundings, large) -> Found:
-    frames = [
-        *((frame, False) for frame in probes.ordinary(model, structures, types)),
-        *((frame, True) for frame in probes.short(model, types)),
-    ]
-    exact = [_forces(model, frame) for frame, _ in frames]
-    forces = [force.abs().max().item() for force in exact]
-    rounding = [roundings * torch.finfo(dtype).eps * force for force in forces]
-    # atoms nearer than in any simulation may have forces without enough digits
-    allowed = [
-        max(tol, tol * force / large, least) if is_short else tol
-        for (_, is_short), force, least in zip(frames, forces, rounding, strict=True)
-    ]
-    shortest = min(probes.shortest(model, frame) for frame, _ in frames)
-    best = (float("inf"), 0)
-    for intervals in INTERVALS:
-        fit(intervals)
-        found = [_forces(model, frame) for frame, _ in frames]
-        errors = [(f - e).abs().max().item() for f, e in zip(found, exact, strict=True)]
-        errors = [
-            error if error <= least else MARGIN * error
-            for error, least in zip(errors, rounding, strict=True)
+        frames = [
+            *((frame, False) for frame in probes.ordinary(model, structures, types)),
+            *((frame, True) for frame in probes.short(model, types)),
         ]
-        logger.info("%d intervals: max |dF| %.1e eV/Angstrom", intervals, max(errors))
-        best = min(best, (max(errors), intervals))
-        if all(error <= bound for error, bound in zip(errors, allowed, strict=True)):
-            return Found(intervals, max(errors), max(forces), shortest)
+        exact = [_forces(model, frame) for frame, _ in frames]
+        forces = [force.abs().max().item() for force in exact]
+        rounding = [roundings * torch.finfo(dtype).eps * force for force in forces]
+        # atoms nearer than in any simulation may have forces without enough digits
+        allowed = [
+            max(tol, tol * force / large, least) if is_short else tol
+            for (_, is_short), force, least in zip(frames, forces, rounding, strict=True)
+        ]
+        shortest = min(probes.shortest(model, frame) for frame, _ in frames)
+        best = (float("inf"), 0)
+        for intervals in INTERVALS:
+            fit(intervals)
+            found = [_forces(model, frame) for frame, _ in frames]
+            errors = [(f - e).abs().max().item() for f, e in zip(found, exact, strict=True)]
+            errors = [
+                error if error <= least else MARGIN * error
+                for error, least in zip(errors, rounding, strict=True)
+            ]
+            logger.info("%d intervals: max |dF| %.1e eV/Angstrom", intervals, max(errors))
+            best = min(best, (max(errors), intervals))
+            if all(error <= bound for error, bound in zip(errors, allowed, strict=True)):
+                return Found(intervals, max(errors), max(forces), shortest)
     raise ValueError(
         f"tol: {tol:.1e} eV/Angstrom was not reached: max |dF| is {best[0]:.1e} at best, with "
         f"{best[1]} intervals, for forces up to {max(forces):.1e} "
