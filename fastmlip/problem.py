@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -71,7 +72,15 @@ class Path(NamedTuple):
 
 @cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> tuple[tuple[int, int, int, float], ...]:
-    """Non-zero ``(m1, m2, m3, value)`` of the installed e3nn's real Wigner 3j symbols, float64."""
+    """Non-zero ``(m1, m2, m3, value)`` of the installed e3nn's real Wigner 3j symbols, float64.
+
+    They are made in a thread, which has none of torch's modes: numbers also while torch traces.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_clebsch_gordan, l1, l2, l3).result()
+
+
+def _clebsch_gordan(l1: int, l2: int, l3: int) -> tuple[tuple[int, int, int, float], ...]:
     values = wigner_3j(l1, l2, l3, dtype=torch.float64)
     index = (values.abs() > 1e-12).nonzero().tolist()
     return tuple((m1, m2, m3, float(values[m1, m2, m3])) for m1, m2, m3 in index)

@@ -18,11 +18,9 @@ pass contracts them: ``terms[m3][m1] = ((m2, c), ...)`` to receive, ``terms[m1][
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastmlip.problem import Path, TensorProductProblem
 
@@ -65,19 +63,6 @@ def launches(
     problem: TensorProductProblem, sends: bool, second: bool, itemsize: int
 ) -> tuple[Launch, ...]:
     """All launches of a pass, in their order; ``second`` for the second derivatives."""
-    return without_modes(_launches, problem, sends, second, itemsize)
-
-
-def without_modes(make: Callable[..., Any], *operands: Any) -> Any:
-    """``make(*operands)`` in a thread, which has none of torch's modes: coefficients are numbers
-    also while torch traces."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(make, *operands).result()
-
-
-def _launches(
-    problem: TensorProductProblem, sends: bool, second: bool, itemsize: int
-) -> tuple[Launch, ...]:
     done, part = [], 0
     written: set[int] = set()  # output blocks
     paths = sorted((p for p in problem.paths if p.mul), key=lambda p: (p.in1_offset, p.in2_offset))

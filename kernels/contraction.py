@@ -29,8 +29,8 @@ from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import TensorProductProblem
 
 from ._channels import add_scaled, dot, load, scale
-from ._launches import LANES, MAX_TERMS, Table, without_modes
-from ._run import run
+from ._launches import LANES, MAX_TERMS, Table
+from ._run import kernel, run
 
 Tensor = torch.Tensor
 
@@ -56,10 +56,6 @@ OUT, DX, DENV = (2, 0, 1), (0, 2, 1), (1, 0, 2)
 def _launches(
     problem: TensorProductProblem, axes: tuple[int, int, int], max_terms: int
 ) -> tuple[Launch, ...]:
-    return without_modes(_cut, problem, axes, max_terms)
-
-
-def _cut(problem: TensorProductProblem, axes: tuple[int, int, int], max_terms: int):
     def block(path, axis: int) -> tuple[int, int]:
         offsets = (path.in1_offset, path.in2_offset, path.out_offset)
         return offsets[axis], (path.d1, path.d2, path.d3)[axis]
@@ -120,7 +116,7 @@ def _contract(sums, x, y, terms: tl.constexpr, dim: tl.constexpr):
 # ---------------------------------------------------------------- kernels
 
 
-@triton.jit
+@kernel("edges", "centres")
 def _contraction_edges_kernel(
     out,  # [E, DIM_OUT, U]
     x,  # [E, DIM_IN, U]
@@ -170,7 +166,7 @@ def _contraction_edges_kernel(
         tl.store(at_out + m * U, sums[m], mask=mask)
 
 
-@triton.jit
+@kernel("pointers", "edges")
 def _contraction_nodes_kernel(
     denv,  # [N, DIM_ENV, U]
     dweight,  # [N, paths, U]: of each node

@@ -1,8 +1,8 @@
 """GPU kernel of edge_embedding; fastmlip/ops/edge_embedding.py states the formula.
 
 One thread is one edge. The same kernel is forward, backward and double backward: its numbers are
-pairs ``(value, derivative along h)``, the second None where no direction is given, and it writes
-the last part of what it is given places for. Sums over edges (of d_roots) are made per program,
+``(value,)``, or where a direction h is given ``(value, derivative along h)``, and it writes the
+last part of them to what it is given places for. Sums over edges (of d_roots) are made per program,
 then over programs by torch: no atomics, the same bits in every run. All in float64.
 """
 
@@ -18,7 +18,7 @@ import triton.language as tl
 
 from fastmlip.spherical_harmonics import gradient_terms
 
-from ._run import run
+from ._run import kernel, run
 
 Tensor = torch.Tensor
 BLOCK = 32  # edges of a program: sums of a warp need shuffles only, and nothing spills
@@ -38,12 +38,16 @@ def _term(table, i, t, field):
 
 @triton.constexpr_function
 def _degree(i):
+    import math  # where it is used: Inductor writes this function again, without the module's names
+
     return math.isqrt(i)
 
 
 @triton.constexpr_function
 def _series(kind, k):
     """Coefficients of sin(z)/z, of its slope / z, and of cos z, in powers of z^2."""
+    import math
+
     if kind == "sinc":
         return (-1) ** k / math.factorial(2 * k + 1)
     if kind == "slope":
@@ -56,45 +60,46 @@ def _series(kind, k):
 
 @triton.jit
 def _plus(x, y):
-    return (x[0] + y[0], None if x[1] is None else x[1] + y[1])
+    return (x[0] + y[0],) if len(x) == 1 else (x[0] + y[0], x[1] + y[1])
 
 
 @triton.jit
 def _times(x, y):
-    return (x[0] * y[0], None if x[1] is None else x[0] * y[1] + x[1] * y[0])
+    return (x[0] * y[0],) if len(x) == 1 else (x[0] * y[0], x[0] * y[1] + x[1] * y[0])
 
 
 @triton.jit
 def _scaled(x, by):
-    return (x[0] * by, None if x[1] is None else x[1] * by)
+    return (x[0] * by,) if len(x) == 1 else (x[0] * by, x[1] * by)
 
 
 @triton.jit
 def _shifted(x, by):
-    return (x[0] + by, x[1])
+    return (x[0] + by,) if len(x) == 1 else (x[0] + by, x[1])
 
 
 @triton.jit
 def _where(mask, x, y):
-    return (tl.where(mask, x[0], y[0]), None if x[1] is None else tl.where(mask, x[1], y[1]))
+    value = tl.where(mask, x[0], y[0])
+    return (value,) if len(x) == 1 else (value, tl.where(mask, x[1], y[1]))
 
 
 @triton.jit
 def _last(x):
-    return x[0] if x[1] is None else x[1]
+    return x[len(x) - 1]
 
 
 @triton.jit
 def _reciprocal(x):
     """1 / x, and 0 with derivative 0 where x is 0."""
     inverse = tl.where(x[0] == 0, 0.0, 1 / tl.where(x[0] == 0, 1.0, x[0]))
-    return (inverse, None if x[1] is None else -inverse * inverse * x[1])
+    return (inverse,) if len(x) == 1 else (inverse, -inverse * inverse * x[1])
 
 
 @triton.jit
 def _sqrt(x):
     root = tl.sqrt(x[0])
-    return (root, None if x[1] is None else 0.5 * _reciprocal((root, None))[0] * x[1])
+    return (root,) if len(x) == 1 else (root, 0.5 * _reciprocal((root,))[0] * x[1])
 
 
 @triton.jit
@@ -110,11 +115,11 @@ def _sincospi(x):
     nearest = tl.floor(x[0] + 0.5)
     sign = 1.0 - 2.0 * (nearest - 2.0 * tl.floor(nearest * 0.5))
     z = (x[0] - nearest) * 3.141592653589793
-    q = (z * z, None)
+    q = (z * z,)
     sine = _polynomial("sinc", q, 11)[0] * z * sign
     cosine = _polynomial("cos", q, 12)[0] * sign
-    if x[1] is None:
-        return (sine, None), (cosine, None)
+    if len(x) == 1:
+        return (sine,), (cosine,)
     else:
         slope = x[1] * 3.141592653589793
         return (sine, cosine * slope), (cosine, -sine * slope)
@@ -152,14 +157,14 @@ def _cutoff(x, P: tl.constexpr):
 
 
 @triton.jit
-def _load3(at, h_at, mask):
+def _load3(vec, h_vec, at, mask):
     values = ()
     for k in tl.static_range(3):
-        if h_at is None:
-            values = values + ((tl.load(at + k, mask=mask, other=0.0), None),)
+        if h_vec is None:
+            values = values + ((tl.load(vec + at + k, mask=mask, other=0.0),),)
         else:
-            h = tl.load(h_at + k, mask=mask, other=0.0)
-            values = values + ((tl.load(at + k, mask=mask, other=0.0), h),)
+            h = tl.load(h_vec + at + k, mask=mask, other=0.0)
+            values = values + ((tl.load(vec + at + k, mask=mask, other=0.0), h),)
     return values
 
 
@@ -171,7 +176,7 @@ def _load_gradient(at, offset, mask):
 # ---------------------------------------------------------------- kernel
 
 
-@triton.jit
+@kernel("edge_type", "edges")
 def _edge_embedding_kernel(
     length,  # [E]; this and the next four: all, or None to compute gradients only
     norm,  # [E]
@@ -204,7 +209,7 @@ def _edge_embedding_kernel(
     program = tl.program_id(0).to(tl.int64)
     e = program * BLOCK + tl.arange(0, BLOCK)
     mask = e < edges
-    v = _load3(vec + e * 3, None if h_vec is None else h_vec + e * 3, mask)
+    v = _load3(vec, h_vec, e * 3, mask)
     if edge_type is None:
         recip = tl.load(rmax_recip)
     else:
@@ -254,7 +259,9 @@ def _edge_embedding_kernel(
     if g_norm is not None:
         d_x = _shifted(d_x, _load_gradient(g_norm, e, mask))
     for n in tl.static_range(ROOTS):
-        w = (tl.load(roots + n), None if h_roots is None else tl.load(h_roots + n))
+        w = (tl.load(roots + n),)
+        if h_roots is not None:
+            w = (tl.load(roots + n), tl.load(h_roots + n))
         b, dx, dw = _bessel(x, per_x, w)
         if length is not None:
             value = _last(_times(b, cut)) * FACTOR

@@ -16,7 +16,7 @@ import triton.language as tl
 from fastmlip.ops.edge_order import EdgeOrder
 
 from ._launches import LANES
-from ._run import run
+from ._run import kernel, run
 
 Tensor = torch.Tensor
 
@@ -36,7 +36,7 @@ def _column(dims, b, m):
     return sum(dims[:b]) + m
 
 
-@triton.jit
+@kernel("pointers", "edges")
 def _env_sum_fwd_kernel(
     out,  # [N, DIM, U]
     edge_weight,  # [E, ROWS, U]
@@ -79,7 +79,7 @@ def _env_sum_fwd_kernel(
         tl.store(out + (node * DIM + column) * U + u, sums[column], mask=mask)
 
 
-@triton.jit
+@kernel("edges", "receivers")
 def _env_sum_bwd_kernel(
     dw,  # [E, ROWS, U]
     da,  # [E, DIM]

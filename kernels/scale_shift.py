@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._run import run
+from ._run import kernel, run
 
 Tensor = torch.Tensor
 BLOCK, LANES = 512, 128  # atoms and threads of a program; with 1024, sm_120 spills
@@ -26,7 +26,7 @@ def _at_type(values, t, known, mask, PER_TYPE: tl.constexpr):
     return value
 
 
-@triton.jit
+@kernel("types", "num_atoms", "num_types")
 def _scale_shift_fwd_kernel(
     out,  # [N]
     x,  # [N]
@@ -53,7 +53,7 @@ def _scale_shift_fwd_kernel(
     tl.store(out + i, value.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel("types", "num_atoms", "num_types")
 def _scale_shift_sums_kernel(
     dscales,  # [programs, num_types]
     dshifts,
@@ -92,6 +92,8 @@ def apply(
     x = x.contiguous()
     values = [v if v is None else v.contiguous() for v in (scales, shifts)]
     per_scale, per_shift = (v is not None and v.shape[0] != 1 for v in values)
+    if per_scale and per_shift and scales.shape[0] != shifts.shape[0]:
+        raise RuntimeError("shifts: expected as many values as scales")
     num_types = scales.shape[0] if per_scale else shifts.shape[0] if per_shift else 1
     if per_scale or per_shift:
         types = _types(types, num_atoms)

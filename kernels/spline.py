@@ -13,7 +13,7 @@ import triton.language as tl
 from fastmlip.ops import _spline
 
 from ._launches import Table
-from ._run import run
+from ._run import kernel, run
 
 Tensor = torch.Tensor
 LANES = 32  # with two columns each: a block of the table
@@ -47,7 +47,7 @@ def _rows(table, place, row, POWERS: tl.constexpr, FIRST: tl.constexpr, BLOCK: t
     return total
 
 
-@triton.jit
+@kernel("first_row", "rows")
 def _spline_fwd_kernel(
     out,  # [E, COLUMNS]
     place,  # [E]
@@ -65,7 +65,7 @@ def _spline_fwd_kernel(
     tl.store(out + e * COLUMNS + column, value, mask=column < COLUMNS)
 
 
-@triton.jit
+@kernel("first_row", "rows")
 def _spline_bwd_kernel(
     dplace,  # [E]
     grad,  # [E, COLUMNS]

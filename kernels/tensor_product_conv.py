@@ -32,7 +32,7 @@ from fastmlip.problem import TensorProductProblem
 
 from ._channels import add_scaled, dot, load, scale
 from ._launches import LANES, launches
-from ._run import run
+from ._run import kernel, run
 
 Tensor = torch.Tensor
 
@@ -124,7 +124,7 @@ def _send(da, v, g, a, ha, terms: tl.constexpr, d1: tl.constexpr, d2: tl.constex
 # ---------------------------------------------------------------- kernels
 
 
-@triton.jit
+@kernel("pointers", "edges", "senders")
 def _tensor_product_conv_fwd_kernel(
     out,  # [N, DIM3]
     x,  # [N, DIM1], packed
@@ -193,7 +193,7 @@ def _tensor_product_conv_fwd_kernel(
                 tl.store(row + m3, sums[_path(TABLE, j, p, "number")][m3], mask=mask)
 
 
-@triton.jit
+@kernel("pointers", "edges", "receivers")
 def _tensor_product_conv_bwd_kernel(
     dx,  # [N, DIM1]
     da,  # [E, PARTS, DIM2]

@@ -15,7 +15,7 @@ import triton.language as tl
 from fastmlip.ops.edge_order import EdgeOrder, edge_order
 from fastmlip.ops.zbl import R_MIN, SCREENING, SCREENING_LENGTH, SCREENING_POWER
 
-from ._run import run
+from ._run import kernel, run
 
 Tensor = torch.Tensor
 BLOCK_NODE = 32  # edges of a node at a time: one warp
@@ -70,8 +70,9 @@ def _derivative(
 
     v = psi(a r) / r has r v = psi, so r v^(n) + n v^(n-1) = psi^(n).
     """
-    close = r < R_MIN
-    r = tl.where(close, tl.full(r.shape, R_MIN, tl.float64), r)
+    r_min = tl.full(r.shape, R_MIN, tl.float64)  # a comparison rounds a Python number to float32
+    close = r < r_min
+    r = tl.where(close, r_min, r)
     inverse = 1.0 / r
     if NORMED:
         t, s = cutoff, cutoff * inverse
@@ -135,7 +136,7 @@ def _edge(
     return tl.where(mask, phi, 0.0)
 
 
-@triton.jit
+@kernel("types", "pointers", "edges", "senders", "num_types")
 def _zbl_fwd_kernel(
     out,  # [num_nodes] float64
     length,  # [E]
@@ -174,7 +175,7 @@ def _zbl_fwd_kernel(
     tl.store(out + node, tl.sum(total))
 
 
-@triton.jit
+@kernel("receivers", "senders", "types", "num_types", "num_edges")
 def _zbl_bwd_kernel(
     out,  # [E]
     grad,  # [num_nodes] float64

@@ -1,4 +1,4 @@
-"""GPU kernel of edge_embedding: its numbers under Triton's interpreter, and its trace.
+"""GPU kernel of edge_embedding in numbers, under Triton's interpreter.
 
 ``TRITON_INTERPRET`` is read when kernels are defined, so the numbers are checked in a process of
 their own: without the variable this file starts itself again with it.
@@ -8,8 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch.export import Dim
-from tracing import exported_on_gpu, values
 
 from fastmlip import backend
 from fastmlip.ops import edge_embedding
@@ -28,34 +26,6 @@ if not backend.interpreting():
     @pytest.mark.slow
     def test_more_cases_match_the_reference_under_the_interpreter():
         run_interpreted(__file__, "slow")
-
-    class Ladder(torch.nn.Module):
-        def forward(self, vec, roots, recip, types, table):
-            op, rest = torch.ops.fastmlip, (2, 6, 0.3, True)
-            operands = (vec, roots, recip, types, table, *rest)
-            values = op.edge_embedding(*operands)
-            some = (None, None, values[2], values[3], None)
-            d = op.edge_embedding_backward(*some, *operands)
-            return *values, *d, *op.edge_embedding_double_backward(vec, roots, *some, *operands)
-
-    def test_the_cuda_branch_traces_with_any_number_of_edges():
-        def inputs():
-            vec, roots, recip = (
-                torch.empty(shape, device="cuda", dtype=torch.float64)
-                for shape in ((20, 3), (1, 8), (4,))
-            )
-            types = torch.empty(2, 20, device="cuda", dtype=torch.int64)
-            return vec, roots, recip, types, torch.empty(size, device="cuda", dtype=torch.int64)
-
-        size = len(tables(2))
-        sizes = ({0: Dim.DYNAMIC}, None, None, {1: Dim.DYNAMIC}, None)
-        program = exported_on_gpu(Ladder(), inputs, sizes)
-        outputs = values(program.graph_module.graph.output_node().args[0])
-        columns = [1, 1, 9, 8, 1]
-        assert [t.shape[-1] for t in outputs] == [*columns, 3, 8, *columns, 3, 8]
-        assert all(t.device.type == "cuda" for t in outputs)
-        assert outputs[6].shape == (1, 8) and outputs[2].dtype == torch.float32
-        assert isinstance(outputs[0].shape[0], torch.SymInt), "the trace fixed a size"
 
 else:
 

@@ -1,6 +1,8 @@
 """Graphs as the hosts make them, and on a GPU that is not there."""
 
+import contextlib
 import warnings
+from unittest import mock
 
 import torch
 from torch._subclasses import FakeTensorMode
@@ -17,12 +19,30 @@ def traced(module, inputs):
         )(*inputs)  # fmt: skip
 
 
+@contextlib.contextmanager
+def unguarded():
+    """``~x`` and ``x[index]``, as decompositions of torch have them, without the guard of a device,
+    of which a torch without CUDA has none."""
+    getitem = torch.Tensor.__getitem__
+
+    def item(x, at):
+        if isinstance(at, tuple) and isinstance(at[-1], torch.Tensor):
+            return torch.ops.aten.index.Tensor(x, [*(None,) * (len(at) - 1), at[-1]])
+        return getitem(x, at)
+
+    with (
+        mock.patch.object(torch.Tensor, "__invert__", lambda x: torch.bitwise_not(x)),
+        mock.patch.object(torch.Tensor, "__getitem__", item),
+    ):
+        yield
+
+
 def exported_on_gpu(module, make_inputs, dynamic_shapes):
     """``module`` exported on the fake cuda tensors that ``make_inputs()`` gives.
 
     Autograd needs a device to run on, so rungs of a ladder are called one by one.
     """
-    with FakeTensorMode(), warnings.catch_warnings():
+    with FakeTensorMode(), unguarded(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return export(module, make_inputs(), dynamic_shapes=dynamic_shapes)
 

@@ -12,16 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastmlip.gpu.targets import Target
 
-TYPES = {
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
 ATOMICS = re.compile(r"\b(atom|red)\.|_atomic_")
 
 # an instruction's first word -> its kind; the first that matches
@@ -146,27 +138,31 @@ def _nvidia_tool(name: str, *arguments: Any) -> str:
 
 
 def compiled(call: Any, target: Target) -> Code:
-    """Compile a recorded launch with the options and the alignment that a launch has."""
+    """Compile a recorded launch as the launch itself would, Triton choosing signature, attributes
+    and options from the operands (their addresses too; those of meta tensors are 0)."""
     import triton
     from triton.compiler import ASTSource
 
-    names, constants = call.kernel.arg_names, dict(call.constants)
-    signature, attributes = dict.fromkeys(names, "constexpr"), {}
-    for position, (name, value) in enumerate(zip(names, call.operands, strict=False)):
-        if value is None:
-            constants[name] = None
-        elif isinstance(value, int):
-            signature[name] = "i32"
-        else:
-            signature[name] = TYPES[value.dtype]
-            if value.is_floating_point():  # index tables are parts of one tensor
-                attributes[(position,)] = [["tt.divisibility", 16]]
-    at = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(call.kernel, signature, constexprs=at, attrs=attributes)
-    num_warps = max(call.lanes // target.lanes, 1)
-    options = {"num_warps": num_warps, "num_stages": 1}
-    done = triton.compile(source, target=target.triton(), options=options)
+    options, signature, constants, attributes = variant(call, target)
+    source = ASTSource(call.kernel, signature, constants, attributes)
+    done = triton.compile(source, target=target.triton(), options=options.__dict__)
     text = done.asm["ptx" if target.is_nvidia else "amdgcn"]
     return Code(
-        target, num_warps, done.metadata.shared, done.asm["ttir"], text, done.asm.get("cubin")
-    )
+        target, options.num_warps, done.metadata.shared, done.asm["ttir"], text,
+        done.asm.get("cubin"),
+    )  # fmt: skip
+
+
+def variant(call: Any, target: Target) -> tuple[Any, dict[str, Any], dict[Any, Any], dict[Any, Any]]:
+    """Options, signature, constants and attributes that a launch takes: of those that differ in any
+    of these, each compiles a variant of the kernel. Found by the same steps as Triton's
+    ``JITFunction.run``."""
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    kernel, backend = call.kernel, make_backend(target.triton())
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    more = {"num_warps": max(call.lanes // target.lanes, 1), "num_stages": 1}
+    bound, specialization, options = bind(*call.operands, **call.constants, **more)
+    packed = kernel._pack_args(backend, {**call.constants, **more}, bound, specialization, options)
+    return packed

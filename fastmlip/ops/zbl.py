@@ -262,8 +262,9 @@ def _pairs(edge_length, edge_index, atom_types, atomic_numbers, prefactor, cutof
 
 
 def _assert_indices(edge_index, atom_types, atomic_numbers, num_nodes) -> None:
-    assert_in_range(edge_index[0], "edge_index[0]", num_nodes, "num_nodes")
-    assert_in_range(edge_index[1], "edge_index[1]", atom_types.shape[0], "atom_types.size(0)")
+    edge_dst, edge_src = edge_index.unbind()
+    assert_in_range(edge_dst, "edge_index[0]", num_nodes, "num_nodes")
+    assert_in_range(edge_src, "edge_index[1]", atom_types.shape[0], "atom_types.size(0)")
     assert_in_range(atom_types, "atom_types", atomic_numbers.shape[0], "atomic_numbers.size(0)")
 
 
