@@ -27,6 +27,7 @@ USES = (  # of torch
     "_assert_async",
     "autograd.forward_ad._current_level",
     "Tensor._is_zerotensor",
+    "Tensor._version",
     "utils._python_dispatch.TorchDispatchMode",
 )
 
@@ -48,6 +49,7 @@ _modes = _or("_C._len_torch_dispatch_stack", lambda: 1)
 _is_wrapped = _or("_C._functorch.is_functorch_wrapped_tensor", lambda t: True)
 _is_zero = _or("Tensor._is_zerotensor", lambda t: True)
 _will_execute = _or("_C._will_engine_execute_node", lambda node: True)
+_counts_writes = _find("Tensor._version") is not None
 _Mode: Any = _find("utils._python_dispatch.TorchDispatchMode")
 _has_level = _find("autograd.forward_ad._current_level") is not None
 
@@ -79,6 +81,14 @@ def is_lazy(t: Tensor) -> bool:
     """Whether ``t`` is a zero without memory, or wrapped by a transform of torch.func. Else: it may
     be."""
     return _is_zero(t) or _is_wrapped(t)
+
+
+def writes(t: Tensor) -> int | None:
+    """How often the memory of ``t`` was written to; None where torch does not count, as while it
+    compiles. Else: None."""
+    if not _counts_writes or torch.compiler.is_compiling() or t.is_inference():
+        return None
+    return t._version
 
 
 def will_run(node: Any) -> bool:

@@ -4,12 +4,17 @@ One thread is one edge. The same kernel is forward, backward and double backward
 ``(value,)``, or where a direction h is given ``(value, derivative along h)``, and it writes the
 last part of them to what it is given places for. Sums over edges (of d_roots) are made per program,
 then over programs by torch: no atomics, the same bits in every run. All in float64.
+
+One launch computes everything but harmonics of high degrees. Those have launches of their own,
+which make the lower harmonics again, because the time to compile a kernel grows with the third
+power of its length, and registers run out.
 """
 
 # ruff: noqa: RUF005 (Triton has no (*values, x) inside kernels)
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -18,9 +23,11 @@ import triton.language as tl
 
 from fastmlip.spherical_harmonics import gradient_terms
 
+from ._launches import Table
 from ._run import kernel, run
 
 Tensor = torch.Tensor
+DEGREES = 4  # of the first launch, from 0 on; the others have half as many
 BLOCK = 32  # edges of a program: sums of a warp need shuffles only, and nothing spills
 
 # ---------------------------------------------------------------- reading the table
@@ -176,14 +183,46 @@ def _load_gradient(at, offset, mask):
 # ---------------------------------------------------------------- kernel
 
 
+@triton.jit
+def _radial(
+    embedding, cutoff, d_vec, d_roots, roots, h_roots, g_norm, g_embedding, g_cutoff, x, per_x,
+    program, e, mask, ROOTS: tl.constexpr, P: tl.constexpr, FACTOR: tl.constexpr,
+):  # fmt: skip
+    """Writes what depends on the reduced length x, and returns the gradient along x."""
+    cut, cut_slope = _cutoff(x, P)
+    if cutoff is not None:
+        tl.store(cutoff + e, _last(cut), mask=mask)
+    d_x = _scaled(x, 0.0)
+    if g_cutoff is not None:
+        d_x = _scaled(cut_slope, _load_gradient(g_cutoff, e, mask))
+    if g_norm is not None:
+        d_x = _shifted(d_x, _load_gradient(g_norm, e, mask))
+    for n in tl.static_range(ROOTS):
+        w = (tl.load(roots + n),)
+        if h_roots is not None:
+            w = (tl.load(roots + n), tl.load(h_roots + n))
+        b, dx, dw = _bessel(x, per_x, w)
+        if embedding is not None:
+            value = _last(_times(b, cut)) * FACTOR
+            tl.store(embedding + e * ROOTS + n, value, mask=mask)
+        if d_vec is not None:
+            g = tl.zeros_like(x[0])
+            if g_embedding is not None:
+                g = _load_gradient(g_embedding, e * ROOTS + n, mask) * FACTOR
+            d_x = _plus(d_x, _scaled(_plus(_times(dx, cut), _times(b, cut_slope)), g))
+            total = tl.sum(tl.where(mask, _last(_times(dw, cut)) * g, 0.0))
+            tl.store(d_roots + program * ROOTS + n, total)
+    return d_x
+
+
 @kernel("edge_type", "edges")
 def _edge_embedding_kernel(
-    length,  # [E]; this and the next four: all, or None to compute gradients only
+    length,  # [E]; None to compute gradients only, and with it the next four
     norm,  # [E]
-    attrs,  # [E, DIM]
+    attrs,  # [E, DIM]; alone of the five where FIRST > 0
     embedding,  # [E, ROOTS]
     cutoff,  # [E]
-    d_vec,  # [E, 3], or None
+    d_vec,  # [E, 3], or None; where FIRST > 0, it is added to
     d_roots,  # [programs, ROOTS], or None
     vec,  # [E, 3]
     h_vec,  # likewise; None: values and gradients, otherwise their derivatives along it
@@ -199,6 +238,8 @@ def _edge_embedding_kernel(
     g_cutoff,  # [E]
     edges,
     TABLE: tl.constexpr,
+    FIRST: tl.constexpr,  # degrees of this launch
+    LAST: tl.constexpr,
     DIM: tl.constexpr,
     ROOTS: tl.constexpr,
     TYPES: tl.constexpr,
@@ -229,72 +270,67 @@ def _edge_embedding_kernel(
 
     a = (none, none, none)  # gradient along u
     harmonics = (_shifted(none, 1.0),)
-    for i in tl.static_range(DIM):
+    for i in tl.static_range((LAST + 1) * (LAST + 1)):
         scale = tl.load(scales + _degree(i))
         if i > 0:
-            g = tl.zeros_like(r[0])
-            if g_attrs is not None:
-                g = _load_gradient(g_attrs, e * DIM + i, mask) * scale
             total = none
+            if g_attrs is not None and _degree(i) >= FIRST:
+                g = _load_gradient(g_attrs, e * DIM + i, mask) * scale
             for t in tl.static_range(_count(TABLE, i)):
                 source = _scaled(harmonics[_term(TABLE, i, t, "j")], _term(TABLE, i, t, "value"))
                 total = _plus(total, _times(u[_term(TABLE, i, t, "k")], source))
-                new_a = ()
-                for k in tl.static_range(3):
-                    if k == _term(TABLE, i, t, "k"):
-                        new_a = new_a + (_plus(a[k], _scaled(source, g)),)
-                    else:
-                        new_a = new_a + (a[k],)
-                a = new_a
+                if g_attrs is not None and _degree(i) >= FIRST:
+                    new_a = ()
+                    for k in tl.static_range(3):
+                        if k == _term(TABLE, i, t, "k"):
+                            new_a = new_a + (_plus(a[k], _scaled(source, g)),)
+                        else:
+                            new_a = new_a + (a[k],)
+                    a = new_a
             harmonics = harmonics + (_scaled(total, 1.0 / _degree(i)),)
-        if length is not None:
+        if attrs is not None and _degree(i) >= FIRST:
             tl.store(attrs + e * DIM + i, _last(harmonics[i]) * scale, mask=mask)
 
-    cut, cut_slope = _cutoff(x, P)
-    if length is not None:
-        tl.store(cutoff + e, _last(cut), mask=mask)
-    d_x = none
-    if g_cutoff is not None:
-        d_x = _scaled(cut_slope, _load_gradient(g_cutoff, e, mask))
-    if g_norm is not None:
-        d_x = _shifted(d_x, _load_gradient(g_norm, e, mask))
-    for n in tl.static_range(ROOTS):
-        w = (tl.load(roots + n),)
-        if h_roots is not None:
-            w = (tl.load(roots + n), tl.load(h_roots + n))
-        b, dx, dw = _bessel(x, per_x, w)
-        if length is not None:
-            value = _last(_times(b, cut)) * FACTOR
-            tl.store(embedding + e * ROOTS + n, value, mask=mask)
-        if d_vec is not None:
-            g = tl.zeros_like(r[0])
-            if g_embedding is not None:
-                g = _load_gradient(g_embedding, e * ROOTS + n, mask) * FACTOR
-            d_x = _plus(d_x, _scaled(_plus(_times(dx, cut), _times(b, cut_slope)), g))
-            total = tl.sum(tl.where(mask, _last(_times(dw, cut)) * g, 0.0))
-            tl.store(d_roots + program * ROOTS + n, total)
-
-    if d_vec is not None:
-        along = _plus(_plus(_times(u[0], a[0]), _times(u[1], a[1])), _times(u[2], a[2]))
+    if FIRST == 0:
+        d_x = _radial(
+            embedding, cutoff, d_vec, d_roots, roots, h_roots, g_norm, g_embedding, g_cutoff, x,
+            per_x, program, e, mask, ROOTS, P, FACTOR,
+        )  # fmt: skip
         d_r = _scaled(d_x, recip)
         if g_length is not None:
             d_r = _shifted(d_r, _load_gradient(g_length, e, mask))
+    if d_vec is not None:
+        along = _plus(_plus(_times(u[0], a[0]), _times(u[1], a[1])), _times(u[2], a[2]))
         for k in tl.static_range(3):
             across = _plus(a[k], _scaled(_times(along, u[k]), -1.0))
-            total = _plus(_times(across, per_r), _times(d_r, u[k]))
-            tl.store(d_vec + e * 3 + k, _last(total), mask=mask)
+            total = _times(across, per_r)
+            if FIRST == 0:
+                tl.store(d_vec + e * 3 + k, _last(_plus(total, _times(d_r, u[k]))), mask=mask)
+            else:
+                earlier = tl.load(d_vec + e * 3 + k, mask=mask, other=0.0)
+                tl.store(d_vec + e * 3 + k, earlier + _last(total), mask=mask)
 
 
 # ---------------------------------------------------------------- launchers
 
 
 @cache
-def _table(l_max: int) -> tuple:
+def _table(l_max: int) -> Table:
     """Per harmonic its terms ``(j, k, value)``."""
     rows: list[list[tuple]] = [[] for _ in range((l_max + 1) ** 2)]
     for i, j, k, value in gradient_terms(l_max):
         rows[i].append((j, k, value))
-    return tuple(tuple(row) for row in rows)
+    return Table(tuple(row) for row in rows)
+
+
+def _degrees(l_max: int, second: bool) -> Iterator[tuple[int, int]]:
+    """First and last degree of each launch; ``second`` for the second derivatives."""
+    if not second:
+        yield 0, l_max
+        return
+    yield 0, min(l_max, DEGREES - 1)
+    for first in range(DEGREES, l_max + 1, DEGREES // 2):
+        yield first, min(l_max, first + DEGREES // 2 - 1)
 
 
 def _launch(values, d_vec, d_roots, directions, gradients, operands) -> None:
@@ -308,13 +344,20 @@ def _launch(values, d_vec, d_roots, directions, gradients, operands) -> None:
             tables.view(torch.float64), *gradients,
         )
     ]  # fmt: skip
-    run(
-        _edge_embedding_kernel, (triton.cdiv(vec.shape[0], BLOCK),),
-        *values, d_vec, d_roots, *inputs, vec.shape[0],
-        TABLE=_table(l_max), DIM=(l_max + 1) ** 2, ROOTS=roots.numel(),
-        TYPES=math.isqrt(rmax_recip.numel()), P=p, FACTOR=factor, BLOCK=BLOCK,
-        lanes=BLOCK,
-    )  # fmt: skip
+    for first, last in _degrees(l_max, directions[0] is not None):
+        if first > 0:  # harmonics alone
+            attrs, g_attrs = values[2], inputs[-3]
+            if attrs is None and g_attrs is None:
+                break
+            values, d_roots = (None, None, attrs, None, None), None
+            inputs[-5:] = (None, None, g_attrs, None, None)
+        run(
+            _edge_embedding_kernel, (triton.cdiv(vec.shape[0], BLOCK),),
+            *values, d_vec, d_roots, *inputs, vec.shape[0],
+            TABLE=_table(last), FIRST=first, LAST=last, DIM=(l_max + 1) ** 2,
+            ROOTS=roots.numel(), TYPES=math.isqrt(rmax_recip.numel()), P=p, FACTOR=factor,
+            BLOCK=BLOCK, lanes=BLOCK,
+        )  # fmt: skip
 
 
 def _values_like(vec, roots, l_max: int, single: bool) -> tuple[Tensor, ...]:

@@ -170,10 +170,21 @@ def spline():
     return Rungs(call, inputs, (FREE, FREE, None, FREE))
 
 
+def edge_vectors():
+    def call(op, positions, order, grad):
+        return (
+            op.edge_vectors(positions, order, grad.shape[0]),
+            op.edge_vectors_backward(grad, order, positions.shape[0]),
+        )
+
+    return Rungs(call, (((NODES, 3), F64), ORDER, ((EDGES, 3), F64)), (FREE,) * 3)
+
+
 RUNGS = {
     make.__name__: make
     for make in (
-        tensor_product_conv, edge_embedding, zbl, scale_shift, env_sum, contraction, spline
+        tensor_product_conv, edge_embedding, zbl, scale_shift, env_sum, contraction, spline,
+        edge_vectors,
     )
 }  # fmt: skip
 # what each kernel writes; of these an operand that is None is not there
@@ -193,4 +204,6 @@ WRITTEN = {
     "_contraction_nodes_kernel": {"denv", "dweight"},
     "_spline_fwd_kernel": {"out"},
     "_spline_bwd_kernel": {"dplace"},
+    "_edge_vectors_fwd_kernel": {"out"},
+    "_edge_vectors_bwd_kernel": {"out"},
 }  # fmt: skip

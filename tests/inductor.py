@@ -82,10 +82,13 @@ def emitted(graph_module, fakes):
         if "user_autotune" in source:
             found.append((name, source))
 
-    settings = config.patch(fx_graph_cache=False, force_disable_caches=True, compile_threads=1)
-    with settings, hopper(), mock.patch.object(AsyncCompile, "triton", take):
-        with tracing(TracingContext(fakes[0].fake_mode)):
-            compile_fx.compile_fx_inner(graph_module, fakes)
+    with (
+        config.patch(fx_graph_cache=False, force_disable_caches=True, compile_threads=1),
+        hopper(),
+        mock.patch.object(AsyncCompile, "triton", take),
+        tracing(TracingContext(fakes[0].fake_mode)),
+    ):
+        compile_fx.compile_fx_inner(graph_module, fakes)
     return found
 
 

@@ -77,6 +77,13 @@ else:
             with backend.use_backend("triton"), pytest.raises(error, match="order"):
                 getattr(ops, name)(**table.arguments(inputs, row), order=wrong)
 
+    def few_edges():
+        data = to_data(rattled())
+        keep = torch.arange(data["edge_index"].shape[1]) % 7 == 0
+        data["edge_index"] = data["edge_index"][:, keep]
+        data["edge_cell_shift"] = data["edge_cell_shift"][keep]
+        return data
+
     @pytest.mark.usefixtures("nequip_state")
     @pytest.mark.parametrize("tabulated", [False, True])
     def test_a_model(tabulated):
@@ -85,10 +92,7 @@ else:
         stock = build("l2", "float64", **few)
         fast = build("l2", "float64", **few)
         fast = fastmlip.tabulate(fast) if tabulated else fastmlip.accelerate(fast)
-        data = to_data(rattled())
-        keep = torch.arange(data["edge_index"].shape[1]) % 7 == 0
-        data["edge_index"] = data["edge_index"][:, keep]
-        data["edge_cell_shift"] = data["edge_cell_shift"][keep]
+        data = few_edges()
         bound = 1e-5 if tabulated else 1e-10
         for of in (outputs,) if tabulated else (outputs, force_loss_gradients):
             want = of(stock, data)
@@ -100,4 +104,19 @@ else:
         with backend.use_backend("triton"):
             ran = torch_private.count_operators("fastmlip", lambda: outputs(fast, data))
         assert {"contraction", "contraction_backward", "env_sum", "env_sum_backward"} <= set(ran)
+        assert {"edge_vectors", "edge_vectors_backward"} <= set(ran), "forces in any order"
         assert ("spline" in ran) == tabulated
+
+    @pytest.mark.usefixtures("nequip_state")
+    def test_the_order_of_edges_is_made_and_checked_once_for_all_layers():
+        counts = []
+        for layers in (2, 3):
+            few = {"num_tensor_features": 2, "l_max": 1, "num_layers": layers}
+            fast = fastmlip.accelerate(build("l2", "float64", **few))
+            with backend.use_backend("triton"):
+                seen = torch_private.count_operators(
+                    "aten", lambda model=fast: outputs(model, few_edges())
+                )
+            counts.append({name: seen[name] for name in ("sort.stable", "_assert_async.msg")})
+        assert counts[0] == counts[1], counts
+        assert counts[0]["sort.stable"] == 4, "of both ends, for edge vectors and for the layers"

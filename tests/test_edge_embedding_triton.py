@@ -40,6 +40,9 @@ else:
     def test_all_derivatives(name, dtype):
         check(name, dtype)
 
+    def test_degrees_that_take_several_launches():
+        check("odd", edges=5)
+
     @pytest.mark.parametrize("name", ["one-root", "allegro-radial", "harmonics"])
     def test_parts_that_are_missing(name):
         check(name, edges=5, order=3)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmlip import use_backend
-from fastmlip.ops.edge_order import EdgeOrder, edge_order, reference
+from fastmlip.ops.edge_order import EdgeOrder, check_order, edge_order, reference
 
 GRAPHS = {
     "unsorted": (5, [3, 0, 4, 0, 3], [1, 1, 0, 2, 4]),
@@ -154,3 +155,44 @@ def test_an_index_out_of_range_is_named_with_its_place(argument, bad, dtype):
 def test_the_raw_operator_checks_what_it_would_read(edge_dst, edge_src, num_nodes, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.fastmlip.edge_order_cpu(edge_dst, edge_src, num_nodes)
+
+
+class Counted(TorchDispatchMode):
+    """How many operators of torch are called."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def calls(check, *operands):
+    with Counted() as seen:
+        check(*operands)
+    return seen.calls
+
+
+def test_an_order_is_read_once_unless_somebody_else_made_it_or_wrote_to_it():
+    nodes, edge_dst, edge_src = GRAPHS["unsorted"]
+    with use_backend("reference"):
+        order = edge_order(torch.tensor(edge_dst), torch.tensor(edge_src), nodes)
+    operands = (nodes, len(edge_dst), order.device)
+    assert calls(check_order, order, *operands) == 0
+    for other in (
+        order.clone(),
+        order.detach().view(-1),
+        reference(*map(torch.tensor, (edge_dst, edge_src)), nodes),
+    ):
+        assert calls(check_order, other, *operands) > 0
+    with pytest.raises(ValueError, match="order: expected int64 of shape"):
+        check_order(order, nodes + 1, *operands[1:])
+    EdgeOrder(order, *operands[:2]).src_dst[1] = nodes
+    with pytest.raises(RuntimeError, match="order: not the edge_order"):
+        check_order(order, *operands)
+
+
+def test_an_order_made_without_a_count_of_writes_is_read():
+    with use_backend("reference"), torch.inference_mode():
+        order = edge_order(torch.tensor([0, 1]), torch.tensor([1, 0]), 2)
+        assert calls(check_order, order, 2, 2, order.device) > 0

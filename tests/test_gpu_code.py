@@ -38,6 +38,7 @@ SLICE = [
     ("contraction", "l_max 2, 64 channels", "sm_90"),
     ("contraction", "l_max 2, last layer", "gfx942"),
     ("spline", "16 pairs of types", "sm_80"),
+    ("edge_vectors", "sorted", "sm_90"),
 ]
 # whose programs take a block of the channels, or of the columns
 OF_CHANNELS = {"tensor_product_conv", "env_sum", "contraction", "spline"}

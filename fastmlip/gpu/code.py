@@ -153,7 +153,9 @@ def compiled(call: Any, target: Target) -> Code:
     )  # fmt: skip
 
 
-def variant(call: Any, target: Target) -> tuple[Any, dict[str, Any], dict[Any, Any], dict[Any, Any]]:
+def variant(
+    call: Any, target: Target
+) -> tuple[Any, dict[str, Any], dict[Any, Any], dict[Any, Any]]:
     """Options, signature, constants and attributes that a launch takes: of those that differ in any
     of these, each compiles a variant of the kernel. Found by the same steps as Triton's
     ``JITFunction.run``."""

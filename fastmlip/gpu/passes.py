@@ -236,6 +236,18 @@ def _contraction(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
     )  # fmt: skip
 
 
+def _edge_vectors(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import edge_vectors as kernels
+
+    wide, order = torch.float64, _order(empty)  # positions are, in a model of any dtype
+    positions, grad = empty(NODES, 3, dtype=wide), empty(EDGES, 3, dtype=wide)
+    node = (24 + 8) / EDGES_PER_NODE
+    yield "forward", lambda: kernels.forward(positions, order, EDGES), 24 + 16 + node, 3, True
+    yield (
+        "backward", lambda: kernels.backward(grad, order, NODES), 24 + 16 + node + 8, 6, True
+    )  # fmt: skip
+
+
 def _spline(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
     from fastmlip.kernels import spline as kernels
     from fastmlip.ops import _spline as tables
@@ -266,6 +278,7 @@ _ORDERS: dict[str, Callable[[Any, torch.dtype, Empty], Orders]] = {
     "env_sum": _env_sum,
     "contraction": _contraction,
     "spline": _spline,
+    "edge_vectors": _edge_vectors,
 }
 
 # what a report shows unless it is asked for more: NequIP M, with types that have their own numbers
@@ -277,6 +290,7 @@ SHOWN = {
     "env_sum": ("l_max 2",),
     "contraction": ("l_max 2, 64 channels",),
     "spline": ("16 pairs of types",),
+    "edge_vectors": ("sorted",),
 }
 # real irreps, and the cases that take other code paths
 SWEEP = {
@@ -296,4 +310,5 @@ SWEEP = {
         "both parities, l_max 3", "l_max 4",
     ),
     "spline": ("16 pairs of types", "odd"),
+    "edge_vectors": ("sorted",),
 }  # fmt: skip

@@ -22,6 +22,8 @@ import torch
 from fastmlip import backend, torch_private
 from fastmlip.ops.ladder import register_vmap
 
+_MADE = "_fastmlip_writes"  # of a table that was made here: the writes to it until then
+
 
 class EdgeOrder:
     """Names for the parts of an ``order`` tensor of ``num_nodes`` nodes and ``num_edges`` edges."""
@@ -94,6 +96,10 @@ def check_edges(edge_dst: torch.Tensor, edge_src: torch.Tensor, nodes: torch.Ten
 def check_order(order: torch.Tensor, num_nodes: int, num_edges: int, device: torch.device) -> None:
     """Raise unless ``order`` can be that of as many nodes and edges.
 
+    Its numbers are not read where :func:`edge_order` made this very tensor and nobody has written
+    to it since: a model's layers share one, and reading it costs more than it takes to launch one
+    of their kernels.
+
     Raises:
         ValueError: another shape, dtype or device.
         RuntimeError: a number out of range (on a GPU when it next synchronises).
@@ -105,6 +111,9 @@ def check_order(order: torch.Tensor, num_nodes: int, num_edges: int, device: tor
             f"nodes and {num_edges} edges, got {order.dtype} of shape {tuple(order.shape)} on "
             f"{order.device}"
         )
+    writes = torch_private.writes(order)
+    if writes is not None and getattr(order, _MADE, None) == writes:
+        return
     parts = EdgeOrder(order, num_nodes, num_edges)
     good = []
     for pointers in (parts.dst_ptr, parts.src_ptr):
@@ -146,7 +155,10 @@ def edge_order(
             positions = positions.detach().double()
         return torch.ops.fastmlip.edge_order_cpu(edge_dst, edge_src, num_nodes, positions)
     check_range(edge_dst, edge_src, num_nodes)
-    return reference(edge_dst, edge_src, num_nodes)
+    order = reference(edge_dst, edge_src, num_nodes)
+    if (writes := torch_private.writes(order)) is not None:
+        setattr(order, _MADE, writes)
+    return order
 
 
 if backend.load_extension() is None:

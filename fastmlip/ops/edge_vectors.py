@@ -13,10 +13,13 @@ depends on which thread comes first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from fastmlip import backend
-from fastmlip.ops.edge_order import check_edges, check_range, edge_order
+from fastmlip.ops.edge_order import check_edges, check_order, check_range, edge_order
 from fastmlip.ops.ladder import Rung, ladder
 
 Tensor = torch.Tensor
@@ -38,13 +41,16 @@ def edge_vectors(
         RuntimeError: an index out of range.
     """
     _check(positions, edge_dst, edge_src)
-    nodes = positions.shape[0]
-    if backend.choose(positions) == "cpp":
-        if order is None:
-            order = edge_order(edge_dst, edge_src, nodes)
-        return _LADDER["forward"](positions, order, edge_dst.shape[0])
-    check_range(edge_dst, edge_src, nodes)
-    return reference(positions, edge_dst, edge_src)
+    nodes, edges = positions.shape[0], edge_dst.shape[0]
+    which = backend.choose(positions)
+    if which == "reference":
+        check_range(edge_dst, edge_src, nodes)
+        return reference(positions, edge_dst, edge_src)
+    if order is None:
+        order = edge_order(edge_dst, edge_src, nodes)
+    elif which == "triton":  # C++ looks itself
+        check_order(order, nodes, edges, positions.device)
+    return (_CPP if which == "cpp" else _TRITON)["forward"](positions, order, edges)
 
 
 def _check(positions: Tensor, edge_dst: Tensor, edge_src: Tensor) -> None:
@@ -60,7 +66,25 @@ def reference(positions: Tensor, edge_dst: Tensor, edge_src: Tensor) -> Tensor:
     return positions.index_select(0, edge_src) - positions.index_select(0, edge_dst)
 
 
-# ---------------------------------------------------------------- derivatives
+# ---------------------------------------------------------------- the Triton operators
+
+
+@backend.triton_op("fastmlip::edge_vectors", mutates_args=())
+def _forward(positions: Tensor, order: Tensor, num_edges: int) -> Tensor:
+    from fastmlip.kernels import edge_vectors as kernels
+
+    return kernels.forward(positions, order, num_edges)
+
+
+@backend.triton_op("fastmlip::edge_vectors_backward", mutates_args=())
+def _backward(grad: Tensor, order: Tensor, num_nodes: int) -> Tensor:
+    """The gradient of positions."""
+    from fastmlip.kernels import edge_vectors as kernels
+
+    return kernels.backward(grad, order, num_nodes)
+
+
+# ---------------------------------------------------------------- derivatives of both
 
 
 def _save(ctx, inputs, output) -> None:
@@ -79,6 +103,19 @@ def _backward_vjp(rungs, ctx, h):
     return rungs["forward"](h, order, ctx.rows), None, None
 
 
+def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
+    names = (f"edge_vectors{suffix}", f"edge_vectors_backward{suffix}")
+    forward, backward = (getattr(torch.ops.fastmlip, name).default for name in names)
+    return ladder(
+        {
+            "forward": Rung(forward, _save, _forward_vjp),
+            "backward": Rung(backward, _save, _backward_vjp),
+        }
+    )
+
+
+_TRITON = _CPP = _ladder("")
+
 if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::edge_vectors_cpu")
@@ -89,10 +126,4 @@ if backend.load_extension() is None:
     def _(grad, order, num_nodes):
         return grad.new_empty((num_nodes, 3))
 
-    _OPS = torch.ops.fastmlip
-    _LADDER = ladder(
-        {
-            "forward": Rung(_OPS.edge_vectors_cpu.default, _save, _forward_vjp),
-            "backward": Rung(_OPS.edge_vectors_backward_cpu.default, _save, _backward_vjp),
-        }
-    )
+    _CPP = _ladder("_cpu")

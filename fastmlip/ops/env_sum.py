@@ -55,7 +55,7 @@ def env_sum(
     """
     _check(edge_weight, edge_attr, edge_dst, num_nodes, dims)
     where = backend.choose(edge_weight)
-    if where != "cpp":
+    if where == "reference" or (where == "triton" and order is None):
         assert_in_range(edge_dst, "edge_dst", num_nodes, "num_nodes")
     if where == "reference":
         return reference(edge_weight, edge_attr, edge_dst, num_nodes, dims)

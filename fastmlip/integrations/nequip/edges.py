@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastmlip import ops
-from fastmlip.integrations.derived import is_cpp
+from fastmlip.integrations.derived import has_kernels
 from fastmlip.ops.edge_order import edge_order
 
 SHARED = "_fastmlip_shared"
@@ -61,7 +61,7 @@ def with_vectors(data: Data) -> Data:
     """``data`` with ``edge_vectors``, as the host's ``with_edge_vectors_`` computes them."""
     if "edge_vectors" in data:
         return data
-    if not is_cpp(data["pos"]):
+    if not has_kernels(data["pos"]):
         from nequip.nn.utils import with_edge_vectors_
 
         return with_edge_vectors_(data, with_lengths=False)
