@@ -4,6 +4,7 @@
 would run.
 """
 
+import math
 import re
 
 import pytest
@@ -58,8 +59,31 @@ def check(operator, case, target, dtype=F32):
             assert code.instructions["local"] == 0, f"{where}: a stack"
             assert_wide(code.ttir, where, operator in OF_CHANNELS)
             if one.double:
+                rounded = [x for x in constants(code.ttir) if is_rounded(x)]
+                assert not rounded, f"{where}: rounded to float32: {rounded}"
                 narrow = ARITHMETIC_F32.findall(code.assembly)
                 assert not narrow, f"{where}: float32 arithmetic in float64: {set(narrow)}"
+
+
+def constants(ttir):
+    """Numbers of the kernel, in float32 and in float64."""
+    found = re.findall(r"arith\.constant (?:dense<)?(-?\d\.\d+[eE][+-]\d+)>? : \S*f(?:32|64)", ttir)
+    return {float(x) for x in found}
+
+
+def is_rounded(x):
+    """Whether a number has the digits of float32, and more than people write by hand: Triton rounds
+    those of Python where it compares."""
+    digits = int(math.frexp(x)[0] * 2**53)
+    return digits % 2**29 == 0 and digits % 2**37 != 0
+
+
+def test_a_rounded_number_is_seen():
+    text = "%c = arith.constant dense<9.9999997473787516E-5> : tensor<32xf64>"
+    assert [is_rounded(x) for x in constants(text)] == [True]
+    assert not any(
+        map(is_rounded, (1e-4, 0.5, 3.141592653589793, 1 / 3, -56.0, 0.3183098861837907))
+    )
 
 
 def assert_wide(ttir, where, channels_are_narrow):

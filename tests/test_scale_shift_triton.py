@@ -69,6 +69,14 @@ if backend.interpreting():
         with use_backend("triton"), pytest.raises(ValueError, match=r"(scales|shifts): expected"):
             OP.op(*inputs[:2], *operands, case.problem)
 
+    @pytest.mark.parametrize(("scales", "shifts"), [(5, 4), (4, 5)])
+    def test_the_operator_by_itself_reads_no_further_than_either_table(scales, shifts):
+        """A compiled model calls it without the checks of Python."""
+        inputs = OP.make_inputs(OP.cases["per type"])
+        operands = (torch.ones(n, 1, dtype=torch.float64) for n in (scales, shifts))
+        with use_backend("triton"), pytest.raises(RuntimeError, match="shifts: expected as many"):
+            torch.ops.fastmlip.scale_shift(*inputs[:2], *operands, False)
+
 else:
 
     def test_kernels_match_the_reference_under_the_interpreter():

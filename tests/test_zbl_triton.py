@@ -40,6 +40,13 @@ def test_numbers_under_the_interpreter():
             assert energy[:3].isfinite().all() and energy[3].isnan()
             assert slope[:6].isfinite().all() and second[:6].isfinite().all()
             assert (slope[:2] == 0).all() and (slope[2:4] < 0).all() and (slope[4:6] == 0).all()
+        # between float32's 1e-4 and R_MIN: too close, so without a force
+        near = torch.tensor([R_MIN * (1 - 1e-9), R_MIN], dtype=f64, requires_grad=True)
+        ends, types = torch.tensor([[0, 1], [1, 0]]), torch.zeros(2, dtype=torch.int64)
+        with use_backend("triton"):
+            energy = op.op(near, ends, types, problem=Problem((92, 1), 5.0))
+            (slope,) = torch.autograd.grad(energy.sum(), near)
+        assert slope[0] == 0 and slope[1] < 0, slope
         bad = index.clone()
         bad[1, 0] = 4
         for wrong in (bad, bad.flip(0)):
