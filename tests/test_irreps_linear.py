@@ -5,6 +5,8 @@ from functools import partial
 import pytest
 import torch
 from e3nn import o3
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastmlip import nn, ops, use_backend
 from fastmlip.integrations.linear import FoldedLinear, TypedLinear
@@ -157,3 +159,35 @@ def test_the_reference_refuses_types_out_of_range(value):
 def test_bad_instructions(instructions, message):
     with pytest.raises(ValueError, match=message):
         LinearProblem("2x0e+3x1o", "4x1o", instructions)
+
+
+class Largest(TorchDispatchMode):
+    """The entries of the largest tensor that torch makes."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            if isinstance(t, torch.Tensor):
+                self.entries = max(self.entries, t.numel())
+        return result
+
+
+def test_memory_of_the_reference_does_not_grow_with_the_number_of_types():
+    """It is what a GPU runs: a table of [N, types, mul, dim] took gigabytes."""
+    problem, nodes, kinds = LinearProblem("16x0e+8x2e", "16x0e+8x2e", ((0, 0), (1, 1))), 50, 64
+    x = torch.randn(nodes, problem.dim_in, dtype=torch.float64)
+    weight = torch.randn(kinds, problem.weight_numel, dtype=torch.float64, requires_grad=True)
+    types = torch.arange(nodes) % kinds
+    grad = torch.randn(nodes, problem.dim_out, dtype=torch.float64)
+    with Largest() as seen:
+        out, dx = _with_gradient(partial(reference, problem=problem), x, weight, types, grad)
+    assert seen.entries <= 4 * nodes * 8 * 5
+    for n in (0, 17, 49):
+        own = weight[n % kinds, None]
+        alone = _with_gradient(
+            partial(reference, problem=problem), x[n, None], own, None, grad[n, None]
+        )
+        assert_close(out[n, None], alone[0], 0)
+        assert_close(dx[n, None], alone[1], 1)

@@ -26,6 +26,7 @@ from fastmlip.ops.edge_order import assert_in_range
 from fastmlip.ops.ladder import Rung, asked, ladder
 
 Tensor = torch.Tensor
+TYPES = 4  # that the reference takes at a time
 
 
 @dataclass(frozen=True)
@@ -151,18 +152,23 @@ def _check(x: Tensor, weight: Tensor, problem: LinearProblem, types: Tensor | No
 def reference(
     x: Tensor, weight: Tensor, problem: LinearProblem, types: Tensor | None = None
 ) -> Tensor:
-    """The formula of this page; differentiable by torch's own autograd to any order."""
+    """The formula of this page; differentiable by torch's own autograd to any order.
+
+    Its largest tensor is ``[N, TYPES, mul, dim]`` of one path, whatever the number of types."""
     nodes, types = x.shape[0], x.new_zeros(1).long() if types is None else types
-    # rows of a type alone, so that a number that is not finite reaches no other
-    mine = (types[:nodes, None] == torch.arange(weight.shape[0], device=x.device))[..., None, None]
     out = x.new_zeros(nodes, problem.dim_out)
     x = x if problem.layout_in == "mul_ir" else layout.to_mul_ir(x, problem.irreps_in)
-    for start, mul_in, end, mul_out, dim, first in problem.paths:
-        block = x[:, start : start + mul_in * dim].reshape(nodes, 1, mul_in, dim)
-        w = weight[:, first : first + mul_in * mul_out].reshape(weight.shape[0], mul_in, mul_out)
-        of_each_type = torch.einsum("ntum,tuw->ntwm", torch.where(mine, block, 0), w)
-        result = torch.where(mine, of_each_type, 0).sum(1).flatten(1)
-        out = out + torch.nn.functional.pad(result, (end, problem.dim_out - end - mul_out * dim))
+    kinds = torch.arange(weight.shape[0], device=x.device)
+    for some, weights in zip(kinds.split(TYPES), weight.split(TYPES), strict=True):
+        # rows of a type alone, so that a number that is not finite reaches no other
+        mine = (types[:nodes, None] == some)[..., None, None]
+        for start, mul_in, end, mul_out, dim, first in problem.paths:
+            block = x[:, start : start + mul_in * dim].reshape(nodes, 1, mul_in, dim)
+            w = weights[:, first : first + mul_in * mul_out].reshape(len(weights), mul_in, mul_out)
+            of_each_type = torch.einsum("ntum,tuw->ntwm", torch.where(mine, block, 0), w)
+            result = torch.where(mine, of_each_type, 0).sum(1).flatten(1)
+            columns = (end, problem.dim_out - end - mul_out * dim)
+            out = out + torch.nn.functional.pad(result, columns)
     return out if problem.layout_out == "mul_ir" else layout.to_ir_mul(out, problem.irreps_out)
 
 
