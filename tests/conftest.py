@@ -12,7 +12,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--device",
         default="cpu",
-        help="where tests/test_operators.py runs: cpu, or cuda (NVIDIA or ROCm), cuda:1, ...",
+        help="cpu, or cuda (NVIDIA or ROCm), cuda:1, ..., where tests that ask for it run alone",
     )
 
 
@@ -36,6 +36,17 @@ def pytest_configure(config):
             )
         # deterministic matrix products in the references, read when cuBLAS starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_collection_modifyitems(config, items):
+    """On a GPU only what runs there: the tests that ask for the device."""
+    if torch.device(config.getoption("--device")).type == "cpu":
+        return
+    asked, others = [], []
+    for item in items:
+        (asked if "device" in getattr(item, "fixturenames", ()) else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = asked
 
 
 def pytest_sessionstart(session):

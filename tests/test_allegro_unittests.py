@@ -46,6 +46,12 @@ VARIANTS = {
 
 
 class FastAllegro(EnergyModelTestsMixin):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def device(cls, device):
+        """That of ``--device``; NequIP's own takes a GPU wherever there is one."""
+        return str(device)
+
     @pytest.fixture(
         scope="class",
         params=[

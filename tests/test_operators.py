@@ -1,10 +1,13 @@
 """Every operator on the device of ``pytest --device``: cpu, or a GPU of NVIDIA or AMD.
 
 The reference runs on the CPU in float64. On a CPU these are the C++ kernels, of which the files of
-the operators test more; on a GPU they are the Triton kernels, and every case runs.
+the operators test more; on a GPU they are the Triton kernels, and every case is there: one or two
+of each operator, and the others among the slow tests, because the kernels of all take many minutes
+to compile.
 """
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,13 +42,17 @@ def a_device_for_which_there_are_kernels(device):
 
 
 def every_case(config):
-    """``(operator, case)``: all of them on a GPU, some on a CPU."""
-    names = (
-        SOME
-        if config.getoption("--device") == "cpu"
-        else {n: o.cases for n, o in OPERATORS.items()}
-    )
-    return [(operator, case) for operator, cases in names.items() for case in cases]
+    """``(operator, case)``: on a CPU some, on a GPU all, of which others are slow."""
+    if config.getoption("--device") == "cpu":
+        return [(operator, case) for operator, cases in SOME.items() for case in cases]
+    rows = []
+    for operator, row in OPERATORS.items():
+        some = SOME.get(operator, tuple(row.cases)[:1])
+        rows += [
+            pytest.param(operator, case, marks=() if case in some else pytest.mark.slow)
+            for case in row.cases
+        ]
+    return rows
 
 
 def pytest_generate_tests(metafunc):
@@ -204,6 +211,38 @@ def test_launches_go_to_the_device_of_the_operands(operator, gpu):
 
 
 # ---------------------------------------------------------------- the option itself
+
+FAKE_GPU = """
+import torch
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+torch.cuda.set_device = lambda device: None
+"""
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_what_is_collected_where_there_is_a_gpu(name, tmp_path):
+    """NequIP's tests run on the device that was asked for; on a GPU, others do not run."""
+    (tmp_path / "fake_gpu.py").write_text(FAKE_GPU)
+    code = f"""
+        import subprocess, sys
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "fake_gpu", "--device", {name!r}, "-q",
+             "--collect-only", "-m", "not slow", *sys.argv[1:]],
+            capture_output=True, text=True,
+        )
+        print(done.stdout + done.stderr)
+    """
+    files = [
+        Path(__file__).with_name(f"test_{of}.py")
+        for of in ("operators", "nequip_unittests", "zbl_triton")
+    ]
+    seen = run_python(code, *map(str, files), PYTHONPATH=str(tmp_path))
+    of_nequip = [line for line in seen.splitlines() if "test_nequip_unittests.py::" in line]
+    assert of_nequip and not [line for line in of_nequip if "cuda" in line or "cpu" in line]
+    assert ("test_zbl_triton" in seen) == (name == "cpu")
+    cases = len([line for line in seen.splitlines() if "test_up_to_second_derivatives" in line])
+    assert cases == 2 * sum(len(SOME.get(operator, "1")) for operator in
+                            (SOME if name == "cpu" else OPERATORS))  # fmt: skip
 
 
 @pytest.mark.parametrize(
