@@ -11,7 +11,7 @@ PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist wo
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo demo-allegro test test-all test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
+.PHONY: demo demo-allegro test test-all tritons test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -22,8 +22,16 @@ demo-allegro: $(VENV)/.demo
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.test
+test-all: $(VENV)/.test tritons
 	$(PYTEST)
+
+# the Triton of the oldest torch that is supported, and the newest, each in a folder of its own:
+# tests/test_triton_versions.py compiles the GPU kernels with them. Half a GB each
+TRITONS := $(addprefix build/triton/,3.6.0 newest)
+tritons: $(TRITONS)
+$(TRITONS): build/triton/%: | $(VENV)/.test
+	$(BIN)/pip install -q --no-deps --target $@.part triton$(patsubst ==newest,,==$*)
+	mv $@.part $@
 
 # a slice of the suite over the wheel in dist/ (`make wheel`) and another torch, in an environment of
 # its own: make test-torch TORCH=2.11.0

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(backend.interpreting(), reason="the interpreter 
 import triton.language as tl  # noqa: E402
 
 from fastmlip.gpu import code as code_module  # noqa: E402
-from fastmlip.gpu import passes  # noqa: E402
+from fastmlip.gpu import passes, report  # noqa: E402
 from fastmlip.gpu.code import Code, _kind, compiled  # noqa: E402
 from fastmlip.kernels._run import Call  # noqa: E402
 
@@ -70,6 +70,30 @@ def test_spills_and_atomics_give_exit_status_1(monkeypatch, name, words):
     monkeypatch.setattr(Code, name, 16)
     done = run()
     assert done.exit_code == 1 and words in done.output
+
+
+def test_a_kernel_that_does_not_compile_is_a_row(monkeypatch, tmp_path):
+    made = []
+
+    def some(call, target):
+        made.append(call)
+        if len(made) == 2:
+            raise RuntimeError("while compiling\nsources\nno such type") from None
+        return compiled(call, target)
+
+    monkeypatch.setattr(report, "compiled", some)
+    done = run("--out", str(tmp_path / "report.json"))
+    assert done.exit_code == 1, done.output
+    words = "scale_shift per type backward on sm_90: does not compile: RuntimeError: no such type"
+    assert words in done.output
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [r["error"] for r in rows] == ["", "RuntimeError: no such type", ""]
+    assert [r["registers"] is None for r in rows] == [False, True, False]
+    assert rows[1]["launches"] == 1 and rows[1]["instructions"]["load"] is None
+    (line,) = [
+        line.split() for line in done.output.splitlines() if line.split()[:2] == ["backward", "1"]
+    ]
+    assert line[2:6] == ["-"] * 4 and float(line[6]) > 0, line
 
 
 @pytest.mark.parametrize(

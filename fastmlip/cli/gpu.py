@@ -29,8 +29,8 @@ def gpu_report(
 ) -> None:
     """Compile every GPU kernel and show registers, spills, instructions and a modelled time.
 
-    Needs Triton and no GPU. Nothing is measured. Exit status 1 where a kernel spills registers or
-    has atomics.
+    Needs Triton and no GPU. Nothing is measured. Exit status 1 where a kernel does not compile,
+    spills registers or has atomics.
     """
     from fastmlip.gpu import passes, report
     from fastmlip.gpu.targets import TARGETS
@@ -58,11 +58,7 @@ def gpu_report(
         report.write(found, out)
     for row in found:
         if row.fails:
-            say(
-                screen,
-                f"{row.operator} {row.case} {row.order} on {row.target}: {row.spilled} bytes "
-                f"spilled, {row.atomics} atomics",
-            )
+            say(screen, f"{row.operator} {row.case} {row.order} on {row.target}: {row.why}")
     raise typer.Exit(any(row.fails for row in found))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -34,19 +35,21 @@ class CannotCompile(RuntimeError):
 
 @dataclass(frozen=True)
 class Row:
-    """A pass of an operator on a target; of several launches, the worst or the sum."""
+    """A pass of an operator on a target; of several launches, the worst or the sum. What is read
+    from code is None where ``error`` says why there is none."""
 
     operator: str
     case: str
     order: str
     target: str
     launches: int
-    registers: int  # of a lane, most of all launches
-    spilled: int  # bytes of a lane, sum
-    shared: int  # bytes of a program, most
-    occupancy: float  # least
-    instructions: dict[str, int]  # by kind, of the edge loops, or of the kernel without a loop
-    atomics: int
+    error: str  # the compiler's
+    registers: int | None  # of a lane, most of all launches
+    spilled: int | None  # bytes of a lane, sum
+    shared: int | None  # bytes of a program, most
+    occupancy: float | None  # least
+    instructions: dict[str, int | None]  # by kind, of the edge loops, or of a kernel without one
+    atomics: int | None
     bytes_per_edge: float  # an atom for scale_shift
     flops_per_edge: float
     model_gpu: str | None
@@ -54,7 +57,14 @@ class Row:
 
     @property
     def fails(self) -> bool:
-        return self.spilled > 0 or self.atomics > 0
+        return bool(self.error or self.spilled or self.atomics)
+
+    @property
+    def why(self) -> str:
+        """What fails."""
+        if self.error:
+            return f"does not compile: {self.error}"
+        return f"{self.spilled} bytes spilled, {self.atomics} atomics"
 
 
 def check_compiler() -> None:
@@ -72,18 +82,38 @@ def check_compiler() -> None:
 
 
 def row(done: Pass, target: Target, codes: Iterable[Code]) -> Row:
-    """The row of a pass from its compiled launches."""
-    codes = list(codes)
-    instructions: Counter[str] = sum((c.loop or c.instructions for c in codes), Counter())
+    """The row of a pass from its compiled launches, which may fail to compile."""
     peak = target.peak
+    read: dict[str, Any] = dict.fromkeys(("registers", "spilled", "shared", "occupancy", "atomics"))
+    instructions: dict[str, int | None] = dict.fromkeys(KIND_NAMES)
+    error = ""
+    try:
+        codes = list(codes)
+        read["registers"] = max(c.registers for c in codes)
+        read["spilled"] = sum(c.spilled for c in codes)
+        read["shared"] = max(c.shared for c in codes)
+        read["occupancy"] = min(c.occupancy for c in codes)
+        read["atomics"] = sum(c.atomics for c in codes)
+        total: Counter[str] = sum((c.loop or c.instructions for c in codes), Counter())
+        instructions = {kind: total[kind] for kind in KIND_NAMES}
+    except Exception as problem:  # whatever a compiler raises; the other kernels are compiled
+        error = _reason(problem)
     return Row(
-        done.operator, done.case, done.order, target.name, len(codes),
-        max(c.registers for c in codes), sum(c.spilled for c in codes),
-        max(c.shared for c in codes), min(c.occupancy for c in codes),
-        {kind: instructions[kind] for kind in KIND_NAMES}, sum(c.atomics for c in codes),
-        done.nbytes, done.flops, peak.gpu if peak else None,
-        peak.seconds(done.nbytes, done.flops, done.double) if peak else None,
+        operator=done.operator, case=done.case, order=done.order, target=target.name,
+        launches=len(done.calls), error=error, instructions=instructions,
+        bytes_per_edge=done.nbytes, flops_per_edge=done.flops,
+        model_gpu=peak.gpu if peak else None,
+        model_seconds_per_edge=peak.seconds(done.nbytes, done.flops, done.double) if peak else None,
+        **read,
     )  # fmt: skip
+
+
+def _reason(error: BaseException) -> str:
+    """What it was in the end, in one line: Triton shows the source, once for each call."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1]}"
 
 
 def rows(todo: list[Pass], targets: list[Target]) -> Iterator[Row]:
@@ -124,7 +154,13 @@ def _table(title: str, rows: list[Row], columns: dict[str, Callable[[Row], str]]
         table.add_column(heading, justify="right", no_wrap=True)
     for r in rows:
         style = "bold red" if r.fails else None
-        table.add_row(r.order, *(get(r) for get in columns.values()), style=style)
+        read = ("B/edge", "FLOP", "model", "launches")  # not from code
+        table.add_row(
+            r.order,
+            *("-" if r.error and not name.startswith(read) else get(r)
+              for name, get in columns.items()),
+            style=style,
+        )  # fmt: skip
     return table
 
 
