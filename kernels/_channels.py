@@ -8,6 +8,16 @@ import triton.language as tl
 
 
 @triton.jit
+def inside(u, n: tl.constexpr, BLOCK: tl.constexpr):
+    """Which of the columns ``u`` of a block are among the ``n``; a constant, which costs nothing,
+    where all of every block are."""
+    if n % BLOCK == 0:
+        return tl.full((BLOCK,), True, tl.int1)
+    else:
+        return u < n
+
+
+@triton.jit
 def load(at, n: tl.constexpr, stride: tl.constexpr, mask):
     """``n`` components of a block of channels; a masked channel reads 0."""
     values = ()

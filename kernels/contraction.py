@@ -28,7 +28,7 @@ import triton.language as tl
 from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import TensorProductProblem
 
-from ._channels import add_scaled, dot, load, scale
+from ._channels import add_scaled, dot, inside, load, scale
 from ._launches import LANES, MAX_TERMS, Table
 from ._run import kernel, run
 
@@ -140,7 +140,7 @@ def _contraction_edges_kernel(
     i = tl.program_id(0).to(tl.int64)
     e, node = tl.load(edges + i), tl.load(centres + i)
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
-    mask = u < U
+    mask = inside(u, U, BLOCK_U)
     at_out = out + (e * DIM_OUT + OFFSET) * U + u
     sums = load(at_out, DIM, U, mask & ADDS)
     for p in tl.static_range(_length(TABLE)):
@@ -192,7 +192,7 @@ def _contraction_nodes_kernel(
 ):
     node = tl.program_id(0).to(tl.int64)
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
-    mask = u < U
+    mask = inside(u, U, BLOCK_U)
     at_env = (node * DIM_ENV + OFFSET) * U + u
     denvs, none = load(denv + at_env, DIM, U, mask & ADDS), ()
     envs = load(env + at_env, DIM, U, mask)

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from fastmlip.ops.edge_order import EdgeOrder
 
+from ._channels import inside
 from ._launches import LANES
 from ._run import kernel, run
 
@@ -53,7 +54,7 @@ def _env_sum_fwd_kernel(
 ):
     node = tl.program_id(0).to(tl.int64)
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
-    mask = u < U
+    mask = inside(u, U, BLOCK_U)
 
     sums = ()
     for _ in tl.static_range(DIM):
@@ -102,7 +103,7 @@ def _env_sum_bwd_kernel(
         das = das + (tl.zeros((BLOCK_U,), dw.dtype.element_ty),)
     for block in range(BLOCKS):
         u = block * BLOCK_U + tl.arange(0, BLOCK_U)
-        mask = u < U
+        mask = inside(u, U, BLOCK_U)
         new_das, total = (), tl.zeros((BLOCK_U,), dw.dtype.element_ty)
         for b in tl.static_range(_length(DIMS)):
             at = (e * ROWS + (b if ROWS > 1 else 0)) * U + u

@@ -26,12 +26,12 @@ import torch
 import triton
 import triton.language as tl
 
-from fastmlip.layout import to_ir_mul
 from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import TensorProductProblem
 
-from ._channels import add_scaled, dot, load, scale
+from ._channels import add_scaled, dot, inside, load, scale
 from ._launches import LANES, launches
+from ._pack import pack
 from ._run import kernel, run
 
 Tensor = torch.Tensor
@@ -148,7 +148,7 @@ def _tensor_product_conv_fwd_kernel(
 ):
     node = tl.program_id(0).to(tl.int64)
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
-    mask = u < MUL
+    mask = inside(u, MUL, BLOCK_U)
     out_row = out + node * DIM3
 
     sums = ()  # of each path: d3 blocks of channels
@@ -223,7 +223,7 @@ def _tensor_product_conv_bwd_kernel(
 ):
     node = tl.program_id(0).to(tl.int64)
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
-    mask = u < MUL
+    mask = inside(u, MUL, BLOCK_U)
 
     at_x = node * DIM1 + IN1 + u * D1
     xs = load(x + at_x, D1, 1, mask)
@@ -235,6 +235,7 @@ def _tensor_product_conv_bwd_kernel(
         e = tl.load(edges + i)
         at_g = tl.load(receivers + i) * DIM3 + u
         part = da + (e * PARTS + FIRST_PART + tl.program_id(1)) * DIM2
+        dws, sums = (), ()  # stored at the end of an edge: a store holds back the loads behind it
         for j in tl.static_range(_length(TABLE)):
             at_a = e * DIM2 + _attr(TABLE, j, "in2_offset")
             a = _load_attr(edge_attr + at_a, _attr(TABLE, j, "d2"))
@@ -259,13 +260,17 @@ def _tensor_product_conv_bwd_kernel(
                 )
                 if hx is not None:
                     dxs = add_scaled(add_scaled(dxs, w, y2, D1), w2, y, D1)
-                    dws = dot(xs, y2, D1) + dot(hxs, y, D1)
+                    dws = dws + (dot(xs, y2, D1) + dot(hxs, y, D1),)
                 else:
                     dxs = add_scaled(dxs, w, y, D1)
-                    dws = dot(xs, y, D1)
-                tl.store(dw + at_w, dws, mask=mask)
+                    dws = dws + (dot(xs, y, D1),)
+            sums = sums + (das,)
+        for j in tl.static_range(_length(TABLE)):
+            for p in tl.static_range(_attr(TABLE, j, "paths")):
+                at_w = e * WEIGHTS + _path(TABLE, j, p, "weight_offset") + u
+                tl.store(dw + at_w, dws[_path(TABLE, j, p, "number")], mask=mask)
             for m2 in tl.static_range(_attr(TABLE, j, "d2")):
-                tl.store(part + _attr(TABLE, j, "in2_offset") + m2, tl.sum(das[m2]))
+                tl.store(part + _attr(TABLE, j, "in2_offset") + m2, tl.sum(sums[j][m2]))
 
     for m1 in tl.static_range(D1):
         tl.store(dx + at_x + m1, dxs[m1], mask=mask)
@@ -285,8 +290,8 @@ def _receive_all(x, hx, a, ha, w, hw, order, problem) -> Tensor:
     a, ha, w, hw = (t if t is None else t.contiguous() for t in (a, ha, w, hw))
     ends = EdgeOrder(order, x.shape[0], a.shape[0])
     out = _rows(x, problem.dim_out, {(p.out_offset, p.mul * p.d3) for p in problem.paths})
-    packed = to_ir_mul(x, problem.irreps_in1)
-    packed_h = None if hx is None else to_ir_mul(hx, problem.irreps_in1)
+    packed = pack(x, problem.irreps_in1)
+    packed_h = None if hx is None else pack(hx, problem.irreps_in1)
     for launch in launches(problem, False, hx is not None, x.itemsize):
         run(
             _tensor_product_conv_fwd_kernel, (x.shape[0], launch.blocks),
@@ -303,9 +308,11 @@ def _send_all(grad, x, hx, a, ha, w, hw, order, problem) -> tuple[Tensor, Tensor
     todo = launches(problem, True, hx is not None, x.itemsize)
     parts = sum(launch.blocks for launch in todo)
     dx = _rows(x, problem.dim_in1, {(p.in1_offset, p.mul * p.d1) for p in problem.paths})
-    da = a.new_zeros((a.shape[0], parts, problem.dim_in2))
+    # of zeros where a launch leaves gaps: it writes the columns that its paths read
+    covered = all(sum(d2 for _, d2, _ in launch.table) == problem.dim_in2 for launch in todo)
+    da = (a.new_empty if covered else a.new_zeros)((a.shape[0], parts, problem.dim_in2))
     dw = torch.empty_like(w)
-    packed = to_ir_mul(grad, problem.irreps_out)
+    packed = pack(grad, problem.irreps_out)
     for launch in todo:
         run(
             _tensor_product_conv_bwd_kernel, (x.shape[0], launch.blocks),
@@ -313,7 +320,7 @@ def _send_all(grad, x, hx, a, ha, w, hw, order, problem) -> tuple[Tensor, Tensor
             PARTS=parts, FIRST_PART=launch.first_part, ADDS=launch.adds,
             lanes=LANES, **_constants(launch, problem),
         )  # fmt: skip
-    return dx, da.sum(1), dw
+    return dx, da.flatten(1) if parts == 1 else da.sum(1), dw
 
 
 def _constants(launch, problem) -> dict:

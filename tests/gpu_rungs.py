@@ -189,6 +189,7 @@ RUNGS = {
 }  # fmt: skip
 # what each kernel writes; of these an operand that is None is not there
 WRITTEN = {
+    "_pack_kernel": {"out"},
     "_tensor_product_conv_fwd_kernel": {"out"},
     "_tensor_product_conv_bwd_kernel": {"dx", "da", "dw"},
     "_edge_embedding_kernel": {

@@ -131,6 +131,9 @@ def test_only_the_first_axis_of_a_grid_grows_with_nodes_and_edges(operator):
             assert len(call.grid) <= 2
             assert call.grid[0] in {NODES, EDGES, *(-(-EDGES // b) for b in (32, 64)), 1}
             if len(call.grid) == 2:
+                if call.kernel.__name__ == "_pack_kernel":
+                    assert call.grid[1] == len(constants["TABLE"]) < 65536
+                    continue
                 if operator == "spline":
                     along, block = constants["COLUMNS"], constants["BLOCK"]
                 else:
@@ -143,10 +146,67 @@ def test_tensor_products_write_every_path_once(case):
     problem = OPERATORS["tensor_product_conv"].cases[case].problem
     blocks = {p.in1_offset for p in problem.paths}
     for one in passes("tensor_product_conv", case)[:2]:
-        assert len(blocks) <= len(one.calls) <= 2 * len(blocks), "a launch or two for each block"
-        tables = [call.constants["TABLE"] for call in one.calls]
+        calls = [call for call in one.calls if "MUL" in call.constants]
+        assert len(blocks) <= len(calls) <= 2 * len(blocks), "a launch or two for each block"
+        assert len(one.calls) - len(calls) <= 1, "rows are packed by one launch"
+        tables = [call.constants["TABLE"] for call in calls]
         weights = [path[2] for table in tables for *_, paths in table for path in paths]
         assert sorted(weights) == sorted(p.weight_offset for p in problem.paths)
+
+
+def in_loop(ttir):
+    """Loads and stores of the loop over edges, in their order."""
+    body = ttir[ttir.index("scf.for") :]
+    body = body[: body.index("\n    }")]
+    return re.findall(r"tt\.(load|store) ([^:]*):", body)
+
+
+@pytest.mark.parametrize("case", ["nequip-M-hidden", "nequip-S-hidden"])
+def test_all_loads_of_an_edge_come_before_its_stores(case):
+    """Triton's pointers may alias: a load cannot move up past a store, and would wait once more."""
+    loops = 0
+    for one in passes("tensor_product_conv", case):
+        for call in one.calls:
+            ttir = compiled(call, TARGETS["sm_90"]).ttir
+            if "scf.for" in ttir:
+                kinds = [kind for kind, _ in in_loop(ttir)]
+                assert kinds == sorted(kinds), f"{one.name}: {kinds}"
+                loops += 1
+    assert loops > 2
+
+
+@pytest.mark.parametrize(
+    ("case", "is_masked"), [("nequip-M-hidden", False), ("odd-multiplicities", True)]
+)
+def test_channels_are_masked_only_where_blocks_are_not_full(case, is_masked):
+    found = set()
+    for one in passes("tensor_product_conv", case)[:2]:
+        ttir = compiled(one.calls[-1], TARGETS["sm_90"]).ttir
+        found |= {"," in operands for kind, operands in in_loop(ttir) if kind == "load"}
+    assert (True in found) == is_masked
+
+
+class Launches(TorchDispatchMode):
+    """Operators of torch that run a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(("empty", "new_empty")):
+            self.names.append(name)
+        return result
+
+
+@pytest.mark.parametrize("case", ["nequip-M-hidden", "nequip-L-hidden"])
+def test_a_tensor_product_launches_little_beside_its_kernels(case):
+    """Rows are packed by one kernel, and partial sums are not filled with zeros."""
+    with Launches() as seen:
+        passes("tensor_product_conv", case)
+    assert seen.names == ["sum", "sum"], "of the parts of the gradients of edge_attr"
 
 
 # ---------------------------------------------------------------- device, stream, synchronisation
