@@ -148,7 +148,7 @@ def _tensor_product_conv_fwd_kernel(
 ):
     node = tl.program_id(0).to(tl.int64)
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
-    mask = inside(u, MUL, BLOCK_U)
+    mask = u < MUL  # also where all are: without, the compiler for sm_100 spills in NequIP XL
     out_row = out + node * DIM3
 
     sums = ()  # of each path: d3 blocks of channels
@@ -264,13 +264,16 @@ def _tensor_product_conv_bwd_kernel(
                 else:
                     dxs = add_scaled(dxs, w, y, D1)
                     dws = dws + (dot(xs, y, D1),)
-            sums = sums + (das,)
+            of_block = ()
+            for m2 in tl.static_range(_attr(TABLE, j, "d2")):
+                of_block = of_block + (tl.sum(das[m2]),)
+            sums = sums + (of_block,)
         for j in tl.static_range(_length(TABLE)):
             for p in tl.static_range(_attr(TABLE, j, "paths")):
                 at_w = e * WEIGHTS + _path(TABLE, j, p, "weight_offset") + u
                 tl.store(dw + at_w, dws[_path(TABLE, j, p, "number")], mask=mask)
             for m2 in tl.static_range(_attr(TABLE, j, "d2")):
-                tl.store(part + _attr(TABLE, j, "in2_offset") + m2, tl.sum(sums[j][m2]))
+                tl.store(part + _attr(TABLE, j, "in2_offset") + m2, sums[j][m2])
 
     for m1 in tl.static_range(D1):
         tl.store(dx + at_x + m1, dxs[m1], mask=mask)
