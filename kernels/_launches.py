@@ -27,6 +27,7 @@ from fastmlip.problem import Path, TensorProductProblem
 LANES = 32  # channels of a warp: the smallest block
 MAX_WORDS = 96  # 32-bit registers of a lane for the sums and operands that live through an edge
 MAX_SUMS = 32  # sums of a lane in second order: with 38 the compiler for sm_100 spills some
+MAX_SENT = 80  # words of a lane's several channels in second order: with 84, likewise
 MAX_TERMS = 256  # coefficients unrolled into one kernel
 
 
@@ -116,7 +117,8 @@ def _block_u(chunk: list[Path], sends: bool, second: bool, itemsize: int) -> int
     for lanes in (4, 2):
         block_u = lanes * LANES
         idle = -mul % block_u
-        if lanes * words <= MAX_WORDS and 10 * idle <= mul:
+        most = MAX_SENT if sends and second else MAX_WORDS
+        if lanes * words <= most and 10 * idle <= mul:
             return block_u
     return LANES
 
