@@ -44,6 +44,16 @@ def test_the_cuda_branch_has_the_shapes_and_dtypes_of_the_operands(exported):
     assert str(order.shape[0]) == f"4*{x.shape[0]} + 4*{a.shape[0]} + 2"
 
 
+@pytest.mark.parametrize("exported", ["edge_embedding"], indirect=True)
+def test_the_cuda_branch_of_edge_embedding_has_the_shapes_and_dtypes_of_its_page(exported):
+    outputs = values(exported[1].graph.output_node().args[0])
+    columns = [1, 1, 9, 8, 1]
+    assert [t.shape[-1] for t in outputs] == [*columns, 3, 8, *columns, 3, 8]
+    assert all(t.device.type == "cuda" for t in outputs)
+    assert outputs[6].shape == (1, 8) and outputs[2].dtype == torch.float32
+    assert isinstance(outputs[0].shape[0], torch.SymInt), "the trace fixed a size"
+
+
 def test_compilers_see_the_kernels_and_that_they_write_their_results_only(exported):
     with inductor.hopper():
         graph_module, _ = inductor.graph(exported[1], exported[0])
