@@ -15,6 +15,11 @@ call the operators in the same order, those without atoms too.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+from collections.abc import Iterator, Sequence
+from functools import cache
+
 import torch
 
 from fastmlip import backend
@@ -46,6 +51,55 @@ def ghost_exchange(features: Tensor, num_ghost: int) -> Tensor:
             f"ghost_exchange runs on cpu tensors, got one on {features.device}"
         )
     return _LADDER["forward"](features, num_ghost)
+
+
+# ---------------------------------------------------------------- a world of one process
+
+_Rows = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *4 * [ctypes.c_int64])
+
+
+@contextlib.contextmanager
+def images(owner: Sequence[int]) -> Iterator[list[tuple[str, int]]]:
+    """Inside the block, ghost g is an image of this process's own atom ``owner[g]``, as in a
+    periodic structure on one rank.
+
+    Yields:
+        What was exchanged, ``(forward or reverse, C)`` for each call.
+    """
+    index, calls = torch.as_tensor(owner, dtype=torch.long), []
+
+    def rows(pointer: int, count: int, columns: int, size: int) -> Tensor:
+        if not count * columns:
+            return torch.empty(count, columns)
+        memory = (ctypes.c_char * (count * columns * size)).from_address(pointer)
+        dtype = torch.float32 if size == 4 else torch.float64
+        return torch.frombuffer(memory, dtype=dtype).view(count, columns)
+
+    def forward(_, pointer, local, count, columns, size):
+        x = rows(pointer, count, columns, size)
+        x[local:] = x[index]
+        calls.append(("forward", columns))
+        return 0
+
+    def reverse(_, pointer, local, count, columns, size):
+        x = rows(pointer, count, columns, size)
+        x[:local].index_add_(0, index, x[local:])
+        calls.append(("reverse", columns))
+        return 0
+
+    functions = _Rows(forward), _Rows(reverse)
+    _library().fastmlip_set_ghost_world(*functions, None)
+    try:
+        yield calls
+    finally:
+        _library().fastmlip_set_ghost_world(None, None, None)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(backend.extension()))
+    library.fastmlip_set_ghost_world.restype = None
+    return library
 
 
 # ---------------------------------------------------------------- derivatives
