@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
+# compiled on the machine of the user, by `fastmlip lammps-plugin`
+PLUGIN := $(wildcard csrc/lammps/*.cpp csrc/lammps/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
 .PHONY: demo demo-allegro test test-all test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
@@ -95,13 +97,13 @@ wheel: $(VENV)/.wheel
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CSRC) tests/threads.cpp tests/threads.h
+	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(PLUGIN) tests/threads.cpp tests/threads.h
 	$(BIN)/mypy
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC) tests/threads.cpp tests/threads.h
+	$(BIN)/clang-format -i $(CSRC) $(PLUGIN) tests/threads.cpp tests/threads.h
 
 # torch first, and pinned: another package's loose requirement could pull in a CUDA build. The stamp
 # holds the pins: an environment that has been given another torch is none of this one

@@ -22,7 +22,7 @@ from fastmlip import backend
 SOURCES = ("plugin.cpp", "pair_fastmlip.cpp", "model.cpp")
 SIZES = ("smallbig", "bigbig", "smallsmall")  # how LAMMPS calls the widths of its integers
 NAME = "fastmlipplugin.so"  # LAMMPS loads *plugin.so in the folders of LAMMPS_PLUGIN_PATH itself
-MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
 class PluginError(RuntimeError):

@@ -30,7 +30,8 @@ compute virial all pressure NULL virial
 thermo_style custom step pe c_virial[*] c_total[*] c_centroid[*] vol
 thermo_modify format float %.17g norm no
 {run}
-write_dump all custom {folder}/out.dump id c_pe fx fy fz x y z modify sort id format float %.17g
+write_dump all custom {folder}/out.dump id c_pe fx fy fz x y z &
+  c_stress[*] c_nine[*] modify sort id format float %.17g
 """
 
 
@@ -74,6 +75,7 @@ class Run:
         self.centroid_atoms = tensors["centroid"]
         dump = np.loadtxt(folder / "out.dump", skiprows=9, ndmin=2)
         self.energies, self.forces, self.positions = dump[:, 1], dump[:, 2:5], dump[:, 5:8]
+        self.per_atom = dump[:, 8:23]  # virial: six, and nine about the centroid
 
 
 def launch(folder: Path, text: str, ranks: int, threads: int = 1, seconds: float = 120.0):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,40 +153,40 @@ def export(host: HostModel, output: Path, isa: str | None = None) -> dict[str, s
             not know.
         RuntimeError: the compiled model computes something else.
     """
-    model, options = host.model, inductor_options(isa)
-    metadata = about(host, isa)
-    model.requires_grad_(False).eval()
-    with private.float64_default():
+    options, metadata = inductor_options(isa), about(host, isa)
+    host.model.requires_grad_(False).eval()
+    with private.float64_default(), tempfile.TemporaryDirectory() as folder:
         frames = [structures.generated(host, 0)[0].data, structures.small(host)]
-        samples = [periodic(frame) for frame in frames]
         expected = [host.run(frame) for frame in frames]
-        lammps = LammpsModel(model)
-        graphs = []
-        for sample in samples:
-            with images(sample.owner.tolist()) as calls:
-                lammps(*sample.inputs)
-                graphs.append(private.traced(lammps, sample.inputs))
-            columns = [str(n) for kind, n in calls if kind == "forward"]
-            metadata["ghost_columns"] = " ".join(columns[: len(columns)])
-        if graphs[0].code != graphs[1].code:
-            raise RuntimeError("the model's graph depends on the number of atoms or edges")
-        edges, local, ghosts = (torch.export.Dim(n) for n in ("edges", "local", "ghosts"))
-        exported = torch.export.export(
-            graphs[0],
-            tuple(samples[0].inputs),
-            dynamic_shapes=({0: edges}, {1: edges}, {0: local}, {0: ghosts}),
-        )
+        samples, model = [periodic(frame) for frame in frames], LammpsModel(host.model)
+        exported, metadata["ghost_columns"] = _exported(model, samples)
         options["aot_inductor.metadata"] = metadata
-        with tempfile.TemporaryDirectory() as folder:  # torch asks for a name that ends in .pt2
-            made = str(Path(folder) / "model.pt2")
-            torch._inductor.aoti_compile_and_package(
-                exported, package_path=made, inductor_configs=options
-            )
-            compiled = torch._inductor.aoti_load_package(made)
-            for sample, numbers in zip(samples, expected, strict=True):
-                _compare(compiled, sample, numbers, host.dtype)
-            output.write_bytes(Path(made).read_bytes())
+        made = str(Path(folder) / "model.pt2")  # as torch wants the name to end
+        torch._inductor.aoti_compile_and_package(
+            exported, package_path=made, inductor_configs=options
+        )
+        compiled = torch._inductor.aoti_load_package(made)
+        for sample, numbers in zip(samples, expected, strict=True):
+            _compare(compiled, sample, numbers, host.dtype)
+        output.write_bytes(Path(made).read_bytes())
     return metadata
+
+
+def _exported(model: LammpsModel, samples: list[Periodic]) -> tuple[Any, str]:
+    """The graph of ``model`` for any number of atoms and edges; the columns that its exchanges of
+    ghosts move, with spaces between."""
+    graphs, columns = [], ""
+    for sample in samples:
+        with images(sample.owner.tolist()) as calls:
+            model(*sample.inputs)
+            graphs.append(private.traced(model, sample.inputs))
+        columns = " ".join(str(n) for kind, n in calls if kind == "forward")
+    if len({graph.code for graph in graphs}) > 1:
+        raise RuntimeError("the model's graph depends on the number of atoms or edges")
+    edges, local, ghosts = (torch.export.Dim(name) for name in ("edges", "local", "ghosts"))
+    shapes = ({0: edges}, {1: edges}, {0: local}, {0: ghosts})
+    inputs = tuple(samples[0].inputs)
+    return torch.export.export(graphs[0], inputs, dynamic_shapes=shapes), columns
 
 
 def inductor_options(isa: str | None) -> dict[str, Any]:
@@ -208,8 +207,9 @@ def inductor_options(isa: str | None) -> dict[str, Any]:
 
 def about(host: HostModel, isa: str | None) -> dict[str, str]:
     """What the plug-in reads of a model file, without loading it."""
+    model: Any = host.model
     cutoffs = cutoff_table(host)
-    tables = {k: v for k, v in host.model.metadata.items() if k.startswith("fastmlip_table")}
+    tables = {k: v for k, v in model.metadata.items() if k.startswith("fastmlip_table")}
     x86 = platform.machine() in ("x86_64", "AMD64")
     return {
         **tables,
