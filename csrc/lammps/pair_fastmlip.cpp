@@ -179,7 +179,8 @@ void PairFastMLIP::tally() {
   const double* gradient = model_->gradients();
   for (int i = 0; i < atom->nlocal; ++i) {
     if (!std::isfinite(energy[i]))
-      throw std::runtime_error("the energy of the atom with tag " + std::to_string(atom->tag[i]) +
+      throw std::runtime_error("the energy of an atom at " + std::to_string(atom->x[i][0]) + " " +
+                               std::to_string(atom->x[i][1]) + " " + std::to_string(atom->x[i][2]) +
                                " is not finite");
     if (eflag_global) eng_vdwl += energy_unit_ * energy[i];
     if (eflag_atom) eatom[i] += energy_unit_ * energy[i];
