@@ -114,7 +114,7 @@ def main(
         line = call([BIN / "fastmlip", "lammps-plugin"], out / "plugin.log")
     plugin = Path(line.split()[-1])
     sizes = ["-var", "cells", cells, "-var", "steps", steps]
-    table = Table("", title=f"{4 * cells**3} atoms, {steps} steps of NVE")
+    table = Table("", title=f"{4 * cells**3} atoms, {steps} steps of NVE; ranks x threads")
     for title in ("ms/step", "pe (eV/atom)", "max |F| (eV/A)", "drift (meV/atom)",
                   "max |dE| (eV)", "max |dF| (eV/A)", "|dp| (bar)"):  # fmt: skip
         table.add_column(title, justify="right")
@@ -138,7 +138,7 @@ def main(
             }
             wrong += [f"{form} {k}" for k, value in errors.items() if value > LIMITS[k]]
             table.add_row(
-                f"{form}, {ranks} ranks, {threads} threads", f"{run.ms_per_step:.1f}",
+                f"{form}, {ranks} x {threads}", f"{run.ms_per_step:.1f}",
                 f"{run.dump[:, 8].mean():.6f}", f"{np.abs(run.dump[:, 5:8]).max():.4f}",
                 f"{1e3 * run.drift:.3f}", f"{errors['energy']:.1e}", f"{errors['forces']:.1e}",
                 f"{errors['pressure']:.1e}",
