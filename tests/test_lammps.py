@@ -210,6 +210,8 @@ def test_energy_is_conserved_and_a_barostat_runs(exported, plugin, tmp_path):
     assert len(energies) == 41 and drift < 1e-4
     barostat = MD.replace("nve", "npt temp 300 300 0.1 iso 0 0 1.0")
     orthogonal(exported, plugin, tmp_path, ranks=2, steps=barostat.format(middle="", steps=100))
+    relaxed = orthogonal(exported, plugin, tmp_path, ranks=2, steps="minimize 0 1e-4 500 5000")
+    assert np.abs(relaxed.forces).max() < 1e-2
 
 
 # ---------------------------------------------------------------- errors
@@ -228,7 +230,7 @@ def rewritten(file, target, **changes):
 
 BEGIN = """\
 units {units}
-atom_style atomic
+atom_style {style}
 newton {newton}
 lattice fcc 3.7
 region box block 0 2 0 2 0 2
@@ -240,11 +242,13 @@ pair_style fastmlip
 pair_coeff {coeff}
 run 0
 """
+PLAIN = {"units": "metal", "newton": "on", "style": "atomic"}
 ERRORS = {
     "types": ({"coeff": "* * {model} Na"}, "a type name of the model for each of the 2 atom types"),
     "name": ({"coeff": "* * {model} Na Xx"}, "no type Xx, expected one of: Na Cl O"),
     "units": ({"units": "lj"}, "expected units metal or real, got lj"),
     "newton": ({"newton": "off"}, "expected newton on"),
+    "bonds": ({"style": "bond"}, "expected special_bonds lj/coul 1 1 1"),
     "no file": ({"coeff": "* * none.lammps.pt2 Na Cl"}, "there is no such file"),
     "no model": ({"coeff": "* * in.lammps Na Cl"}, "no model of `fastmlip lammps-export`"),
     "version": ({"coeff": "* * old.lammps.pt2 Na Cl"}, "it was exported by fastmlip 0.0.1"),
@@ -258,7 +262,7 @@ def test_errors_end_the_run_on_all_ranks(case, exported, plugin, tmp_path):
     rewritten(file, tmp_path / "old.lammps.pt2", fastmlip="0.0.1")
     rewritten(file, tmp_path / "isa.lammps.pt2", isa="avx4096")
     changes, message = ERRORS[case]
-    values = {"units": "metal", "newton": "on", "coeff": "* * {model} Na Cl", **changes}
+    values = {**PLAIN, "coeff": "* * {model} Na Cl", **changes}
     values["coeff"] = values["coeff"].format(model=file)
     done = launch(tmp_path, BEGIN.format(plugin=plugin, **values), 2, seconds=60)
     assert done.returncode != 0 and "ERROR" in done.stdout + done.stderr
@@ -273,9 +277,7 @@ def test_one_rank_fails_alone(what, exported, plugin, tmp_path):
     (tmp_path / "model.lammps.pt2").symlink_to(file)
     if what == "exchanging":
         rewritten(file, tmp_path / "other" / "model.lammps.pt2", ghost_columns="1 1")
-    text = BEGIN.format(
-        plugin=plugin, units="metal", newton="on", coeff="* * model.lammps.pt2 Na Cl"
-    )
+    text = BEGIN.format(**PLAIN, plugin=plugin, coeff="* * model.lammps.pt2 Na Cl")
     (tmp_path / "in.lammps").write_text(text)
     lmp = [str(BIN / "lmp"), "-in", str(tmp_path / "in.lammps"), "-log", "none"]
     elsewhere = ["bash", "-c", f"cd {tmp_path / 'other'} && exec {' '.join(lmp)}"]
@@ -317,7 +319,7 @@ def test_commands(tmp_path):
 
 def test_a_plugin_of_other_widths_is_refused(tmp_path):
     other = lammps_plugin.build(sizes="bigbig").path
-    text = BEGIN.format(plugin=other, units="metal", newton="on", coeff="* * none Na Cl")
+    text = BEGIN.format(**PLAIN, plugin=other, coeff="* * none Na Cl")
     done = launch(tmp_path, text, 2, seconds=60)
     assert done.returncode != 0 and "has a tagint of 4 bytes, the plugin one of 8" in done.stdout
 
