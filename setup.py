@@ -27,7 +27,8 @@ if X86:
     ISAS["avx512"][1].append("-mprefer-vector-width=512")
 # have no vectors: compiled once
 PLAIN = {
-    "edge_order", "edge_pair", "edge_vectors", "memory", "old_glibc", "radial_plan", "shared_rows",
+    "edge_order", "edge_pair", "edge_vectors", "ghost_exchange", "memory", "old_glibc",
+    "radial_plan", "shared_rows",
 }  # fmt: skip
 KERNELS = sorted({path.stem for path in ROOT.glob("csrc/*.cpp")} - PLAIN)
 TORCH = sorted(path.stem for path in ROOT.glob("csrc/torch/*.cpp"))

@@ -29,14 +29,19 @@ class BackendUnavailableError(RuntimeError):
     """A backend was asked for by name and cannot run here."""
 
 
+def extension() -> Path | None:
+    """The C++ library; None where it is not built."""
+    return next(iter(sorted(Path(__file__).parent.glob("_C*.so"))), None)
+
+
 @cache
 def load_extension() -> str | None:
     """Load the C++ library once; return why it is missing, or None where it is there."""
-    libraries = sorted(Path(__file__).parent.glob("_C*.so"))
-    if not libraries:
+    library = extension()
+    if library is None:
         return "the C++ extension is not built"
     try:
-        torch.ops.load_library(libraries[0])
+        torch.ops.load_library(library)
     except OSError as error:
         return f"the C++ extension does not load: {error}"
     return None

@@ -129,3 +129,6 @@ assert_async = _or("_assert_async", _assert_now)
 
 #: what logs "Loading outdated pt2 file" while a compiled model is loaded. Else: the message stays.
 PACKAGE_LOGGER = "torch._inductor.package.package"
+#: what warns of a compiled model whose code is for another processor than Inductor would choose.
+#: Else: the message stays.
+ARCHIVE_LOGGER = "torch.export.pt2_archive._package"

@@ -93,6 +93,8 @@ def test_model_modifier():
          lambda: private.load_compiled("", ""), "compiled from"),
         ("nequip.scripts.compile.main", lambda: private.nequip_compile(["a", "--b"]),
          "run `nequip-compile a --b`"),
+        ("nequip.utils.fx._nequip_make_fx", lambda: private.traced(None, []),
+         "a version of NequIP"),
         ("nequip.nn.model_modifier_utils.model_modifier", private.model_modifier,
          r"call fastmlip.accelerate\(model\)"),
     ],

@@ -23,6 +23,7 @@ tomllib = pytest.importorskip("tomllib")  # of Python 3.11
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = {"fastmlip": "fastmlip", "bench": "fastmlip/bench", "kernels": "fastmlip/kernels"}
+PLUGIN = "csrc/lammps"  # which users compile
 FILES = ("LICENSE", "MANIFEST.in", "README.md", "fastmlip_nequip_plugin.py", "pyproject.toml",
          "setup.py")  # fmt: skip
 # auditwheel's policy for manylinux_2_28, torch's own platform
@@ -46,7 +47,7 @@ def sources():
         for pattern in ("*.py", "*.jinja", "py.typed"):
             for path in (ROOT / folder).rglob(pattern):
                 found.add(f"{installed}/{path.relative_to(ROOT / folder).as_posix()}")
-    return found
+    return found | {f"fastmlip/{PLUGIN}/{path.name}" for path in (ROOT / PLUGIN).iterdir()}
 
 
 def run(*command, **env):
@@ -91,6 +92,7 @@ def test_the_project_describes_itself():
 
 def test_every_package_is_listed():
     found = {".".join(Path(path).parts[:-1]) for path in sources() if path.endswith("__init__.py")}
+    found.add(f"fastmlip.{PLUGIN.replace('/', '.')}")
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
 
 
@@ -199,7 +201,8 @@ def test_the_sdist_has_all_that_a_build_needs_and_no_more(tmp_path):
         package = next(
             (i for i in ("fastmlip/bench", "fastmlip/kernels") if path.startswith(i)), ""
         )
-        wanted.add(back[package] + path.removeprefix(package) if package else path)
+        if not path.startswith(f"fastmlip/{PLUGIN}/"):
+            wanted.add(back[package] + path.removeprefix(package) if package else path)
     wanted |= {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.is_file()
     }

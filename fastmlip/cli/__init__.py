@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 import fastmlip
-from fastmlip.cli import bench, data, files, gpu, models
+from fastmlip.cli import bench, data, files, gpu, lammps, models
 from fastmlip.cli.common import app
 
-__all__ = ["app", "bench", "data", "files", "gpu", "models"]
+__all__ = ["app", "bench", "data", "files", "gpu", "lammps", "models"]
 
 
 def _version(asked: bool) -> None:

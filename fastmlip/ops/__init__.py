@@ -7,6 +7,7 @@ from fastmlip.ops.edge_pair import edge_pair
 from fastmlip.ops.edge_vectors import edge_vectors
 from fastmlip.ops.env_sum import env_sum
 from fastmlip.ops.gate import gate
+from fastmlip.ops.ghost_exchange import ghost_exchange
 from fastmlip.ops.irreps_linear import irreps_linear
 from fastmlip.ops.pair_linear import pair_linear
 from fastmlip.ops.radial_conv import radial_conv
@@ -18,6 +19,6 @@ from fastmlip.ops.zbl import zbl
 
 __all__ = [
     "contraction", "edge_embedding", "edge_order", "edge_pair", "edge_vectors", "env_sum", "gate",
-    "irreps_linear", "pair_linear", "radial_conv", "scalar_mlp", "scale_shift", "spline",
-    "tensor_product_conv", "zbl",
+    "ghost_exchange", "irreps_linear", "pair_linear", "radial_conv", "scalar_mlp", "scale_shift",
+    "spline", "tensor_product_conv", "zbl",
 ]  # fmt: skip

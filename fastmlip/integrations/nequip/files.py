@@ -110,6 +110,7 @@ _READERS = {
     ".ckpt": ("checkpoint", _of_checkpoint),
     ".nequip.zip": ("package", _of_package),
     ".nequip.pt2": ("compiled model", _of_compiled),
+    ".lammps.pt2": ("compiled model for LAMMPS", _of_compiled),
 }
 
 

@@ -13,7 +13,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,12 @@ def nequip_compile(arguments: list[str]) -> None:
     """The command ``nequip-compile``."""
     command = f"run `nequip-compile {' '.join(arguments)}`, which uses the default tolerance"
     _get("nequip.scripts.compile.main", command)(arguments)
+
+
+def traced(model: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> Any:
+    """A graph of ``model`` with the gradients inside, for tensors of any sizes."""
+    instead = "export the model with a version of NequIP that it was tested with"
+    return _get("nequip.utils.fx._nequip_make_fx", instead)(model, list(inputs))
 
 
 def logger() -> Any:

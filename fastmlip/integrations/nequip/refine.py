@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastmlip.integrations.nequip import probes
+from fastmlip.integrations.nequip import private, probes
 from fastmlip.integrations.nequip.models import without_ghost_exchange
 
 logger = logging.getLogger("fastmlip")
@@ -53,6 +53,7 @@ def remark(metadata: dict[str, str]) -> str:
     )
 
 
+@private.float64_default()
 def refine(
     model: Any,
     fit: Callable[[int], None],

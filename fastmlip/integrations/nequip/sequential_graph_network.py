@@ -76,7 +76,8 @@ class FastSequentialGraphNetwork(Derived):
 
         Args:
             forces_only: the caller is the only one that differentiates the energy, and does so with
-                respect to positions and to a strain of all of them.
+                respect to positions and to a strain of all of them, or to edge vectors, of whose
+                gradients it reads differences between an edge and its reverse.
         """
         if SHARED in data:
             return super().forward(data)  # type: ignore[misc]
@@ -85,7 +86,7 @@ class FastSequentialGraphNetwork(Derived):
             raise RuntimeError(f"a tabulated model cannot run this: {unseen}")
         if reason or NORM in data:  # a factor of the caller's, which every layer reads
             return super().forward(data)  # type: ignore[misc]
-        pairs = forces_only and not self.per_edge_gradients and "edge_vectors" not in data
+        pairs = forces_only and not self.per_edge_gradients
         shared = Shared(self.get_submodule(path) if path else None, pairs)
         data = super().forward({**data, SHARED: shared})  # type: ignore[misc]
         del data[SHARED]
