@@ -15,7 +15,6 @@ import torch
 from fastmlip.integrations.host import HostModel
 
 Tensor = torch.Tensor
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 TAKES = "a model of SevenNet's, an AtomGraphSequential, or a path to its checkpoint (.pth)"
 SMALLEST_VOLUME = 1e-3  # that SevenNet divides by
 VOIGT = (0, 3, 5, 3, 1, 4, 5, 4, 2)  # of 3 x 3 components, in xx, yy, zz, xy, yz, zx
@@ -128,10 +127,12 @@ def load(path: Path, dtype: str | None, device: str) -> HostModel | None:
     """The stock model of a checkpoint; None for a kind of file that is not SevenNet's.
 
     Raises:
-        ValueError: the file cannot be read as what its name says.
+        ValueError: the file cannot be read as what its name says; another dtype than float32.
     """
     if path.suffix != ".pth":
         return None
+    if dtype not in (None, "float32"):
+        raise ValueError(f"dtype: SevenNet's models are float32 ones, got {dtype}")
     from sevenn.util import load_checkpoint
 
     try:
@@ -141,5 +142,4 @@ def load(path: Path, dtype: str | None, device: str) -> HostModel | None:
             f"{path} cannot be read as a checkpoint of SevenNet's, it may be cut off or of another "
             f"kind: {type(error).__name__}: {error}"
         ) from error
-    model = model if dtype is None else model.to(DTYPES[dtype])
     return _described(model, str(path), "checkpoint")
