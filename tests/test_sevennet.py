@@ -14,12 +14,12 @@ from fastmlip.integrations.swap import report
 from fastmlip.testing.process import run_python
 
 pytest.importorskip("sevenn", reason="pip install 'fastmlip[sevennet]'")
-import sevennet_cases as cases  # noqa: E402
-from e3nn.util import jit  # noqa: E402
-from sevenn.calculator import SevenNetCalculator  # noqa: E402
-from sevenn.train.loss import ForceLoss, PerAtomEnergyLoss, StressLoss  # noqa: E402
-from sevenn.train.trainer import Trainer  # noqa: E402
-from torch_geometric.loader.dataloader import Collater  # noqa: E402
+import sevennet_cases as cases
+from e3nn.util import jit
+from sevenn.calculator import SevenNetCalculator
+from sevenn.train.loss import ForceLoss, PerAtomEnergyLoss, StressLoss
+from sevenn.train.trainer import Trainer
+from torch_geometric.loader.dataloader import Collater
 
 F32, F64 = torch.float32, torch.float64
 TOLERANCE = {F32: 1e-5, F64: 1e-10}

@@ -12,8 +12,8 @@ from fastmlip import backend
 
 
 class Derived:
-    """Base of a mixin with what a derived class has in place of the host's; it pickles. What a mixin
-    adds to a module has an annotation in its class."""
+    """Base of a mixin with what a derived class has in place of the host's; it pickles. What a
+    mixin adds to a module has an annotation in its class."""
 
     def __reduce__(self: Any):
         mixin, host = type(self).__mro__[1], type(self).__bases__[1]
@@ -22,7 +22,7 @@ class Derived:
     def __prepare_scriptable__(self: Any) -> torch.nn.Module:
         """TorchScript takes the host's own forward, with the same modules inside."""
         mixin, host = type(self).__mro__[1], type(self).__bases__[1]
-        stock = host.__new__(host)
+        stock: Any = host.__new__(host)  # type: ignore[call-overload]
         stock.__dict__.update(self.__dict__)
         for held in ("_modules", "_buffers", "_parameters"):
             stock.__dict__[held] = type(vars(self)[held])(vars(self)[held])
@@ -58,7 +58,8 @@ def empty(mixin: Any, host: Any) -> Any:
 
 def derive_in_place(mixin: Any, module: torch.nn.Module) -> None:
     """Make ``module`` itself one of that class."""
-    module.__class__ = derived_class(mixin, type(module))
+    host: Any = type(module)
+    module.__class__ = derived_class(mixin, host)
 
 
 def derive(mixin: Any, old: torch.nn.Module) -> Any:

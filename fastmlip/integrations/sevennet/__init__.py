@@ -5,7 +5,14 @@ from __future__ import annotations
 
 from fastmlip.integrations import gate
 from fastmlip.integrations.host import Host, Swap, by_itself
-from fastmlip.integrations.sevennet import convolution, edge_embedding, forwards, models, network
+from fastmlip.integrations.sevennet import (
+    convolution,
+    edge_embedding,
+    forwards,
+    models,
+    network,
+    tabulate,
+)
 
 HOST = Host(
     "SevenNet",
@@ -27,6 +34,8 @@ HOST = Host(
         "Gate": Swap(gate.FastGate, by_itself(gate.unsupported), gate.replace, has_rivals=False),
     },
     forwards.KNOWN,
+    has_tables=tabulate.has_tables,
+    tabulate=tabulate.tabulate_,
     describe=models.describe,
     load=models.load,
     takes=models.TAKES,

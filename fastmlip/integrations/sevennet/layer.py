@@ -2,7 +2,8 @@
 
 The modules stay where they are and keep the weights. Between the two linear maps, rows are in the
 layout that the convolution computes in; the first map has 1 / denominator in its weights; the
-self-connection is one linear map for each type that occurs.
+self-connection is one linear map for each type that occurs. After
+:mod:`~fastmlip.integrations.sevennet.tabulate`, a spline stands for the radial network.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from e3nn.o3 import Irreps
 from fastmlip import ops
 from fastmlip.integrations import e3nn_networks, inner, linear
 from fastmlip.integrations.sevennet import convolution
+from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.nn.tensor_product_conv import TensorProductConv
 
 Tensor = torch.Tensor
@@ -47,13 +49,14 @@ class Shared(NamedTuple):
     """What the layers of a model have in common, in one call of it.
 
     ``order`` and ``pair`` are :func:`fastmlip.ops.edge_order` and, where an edge and its reverse
-    may share a gradient, :func:`fastmlip.ops.edge_pair`; ``types`` those that occur, and ``kind``
-    which of them an atom has, both None where no layer asks. ``frozen``: nobody will ask for
-    gradients of weights.
+    may share a gradient, :func:`fastmlip.ops.edge_pair`; ``first_row`` is that of the splines of
+    tabulated models; ``types`` those that occur, and ``kind`` which of them an atom has, both None
+    where no layer asks. ``frozen``: nobody will ask for gradients of weights.
     """
 
     order: Tensor
     pair: Tensor | None
+    first_row: Tensor | None
     types: Tensor | None
     kind: Tensor | None
     frozen: bool
@@ -61,6 +64,8 @@ class Shared(NamedTuple):
 
 class InteractionLayer(torch.nn.Module):
     """The forward of a layer. It has no weights: it is given the modules at every call."""
+
+    spline: RadialSpline | None
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
@@ -73,24 +78,30 @@ class InteractionLayer(torch.nn.Module):
         )
         fold = linear.TypedLinear if folds_types(parts) else linear.FoldedLinear
         self.self_connection = fold(_operator(parts.intro))
+        self.spline = None
 
     def forward(self, parts: Parts, data: Any, shared: Shared) -> Any:
         """``data`` with new node features."""
         key, conv, sc = parts.conv.key_x, parts.conv, self.self_connection
         x = data[key]
         if isinstance(sc, linear.TypedLinear):
-            weight = sc.rows(parts.intro.fc_tensor_product, shared.types)
+            types: Any = shared.types
+            weight = sc.rows(parts.intro.fc_tensor_product, types)
             kept = sc.map(x, _taken(weight, shared), shared.kind)
         else:
             kept = sc.map(x, _taken(sc.fold(parts.intro.linear), shared))
         weight = self.linear_1.fold(parts.linear_1.linear) / conv.denominator
         x = self.linear_1.map(_with_modality(parts.linear_1, x, data), _taken(weight, shared))
-        hidden, weight = e3nn_networks.hidden_and_last(conv.weight_nn)
+        if self.spline is None:
+            hidden, table = e3nn_networks.hidden_and_last(conv.weight_nn)
+            hidden = None if hidden is None else _taken(hidden, shared)
+        else:
+            hidden, table = None, self.spline.table
         edge_index = data[conv.key_edge_idx]
         x = ops.radial_conv(
-            x, data[conv.key_filter], data[conv.key_weight_input], _taken(weight, shared),
+            x, data[conv.key_filter], data[conv.key_weight_input], _taken(table, shared),
             edge_index[0], edge_index[1], self.product.problem, self.product.tables, shared.pair,
-            None, shared.order, None if hidden is None else _taken(hidden, shared),
+            shared.first_row, shared.order, hidden,
         )  # fmt: skip
         weight = self.linear_2.fold(parts.linear_2.linear)
         x = self.linear_2.map(_with_modality(parts.linear_2, x, data), _taken(weight, shared))

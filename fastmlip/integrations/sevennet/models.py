@@ -111,7 +111,12 @@ def _volumes(data: dict[str, Tensor]) -> Tensor:
 def describe(model: torch.nn.Module) -> HostModel | None:
     """A whole model of SevenNet's; None for anything else."""
     is_ours = hasattr(model, "type_map") and hasattr(model, "set_is_batch_data")
-    return _described(model, type(model).__name__, "memory") if is_ours else None
+    return host_model(model) if is_ours else None
+
+
+def host_model(model: torch.nn.Module) -> HostModel:
+    """A whole model in memory, with what it takes to feed it."""
+    return _described(model, type(model).__name__, "memory")
 
 
 def _described(model: Any, origin: str, kind: str) -> HostModel:
@@ -120,7 +125,11 @@ def _described(model: Any, origin: str, kind: str) -> HostModel:
     numbers = sorted(model.type_map, key=model.type_map.get)
     dtype = next(p.dtype for p in model.parameters())
     names = [chemical_symbols[number] for number in numbers]
-    return SevenNetModel(model, origin, kind, dtype, names, float(model.cutoff))
+    about = getattr(model, "table_metadata", {})
+    tolerance = float(about.get("fastmlip_table_tolerance", 0.0))
+    return SevenNetModel(
+        model, origin, kind, dtype, names, float(model.cutoff), table_tolerance=tolerance
+    )
 
 
 def load(path: Path, dtype: str | None, device: str) -> HostModel | None:

@@ -2,8 +2,8 @@
 
 A model becomes one of a class derived from the host's own, in place, with the same modules inside;
 calculators, trainers and checkpoints find what they look for. Its layers run in one forward each
-(:mod:`~fastmlip.integrations.sevennet.layer`) and share what depends on the edges alone, where every
-module is one whose effect on the data is known, and none has hooks.
+(:mod:`~fastmlip.integrations.sevennet.layer`) and share what depends on the edges alone, where
+every module is one whose effect on the data is known, and none has hooks.
 
 SevenNet computes forces from gradients of edge vectors. Where its own ``force_output`` is the only
 one that reads them, and makes totals of them, an edge and its reverse share the gradient of their
@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmlip import ops
-from fastmlip.integrations import inner
+from fastmlip.integrations import inner, refine
 from fastmlip.integrations.derived import Derived, derive_in_place, is_cpp
+from fastmlip.integrations.sevennet.edge_embedding import FIRST_ROW
 from fastmlip.integrations.sevennet.layer import (
     InteractionLayer,
     Parts,
@@ -60,6 +61,10 @@ class Plan(NamedTuple):
     reason: str
     steps: Sequence[Any]  # modules, and Parts of layers
 
+    @property
+    def layers(self) -> list[Parts]:
+        return [step for step in self.steps if isinstance(step, Parts)]
+
 
 class FastAtomGraphSequential(Derived):
     """What the derived class has in place of the host's.
@@ -71,19 +76,33 @@ class FastAtomGraphSequential(Derived):
 
     per_edge_gradients: bool
     look: inner.Look
+    tabulated: list[str]  # kinds of its modules when it was tabulated
+    table_metadata: dict[str, str]
 
     @property
     def remark(self: Any) -> str:
         """For the summary."""
         if reason := self.plan().reason:
             return f"module by module: {reason}"
+        if self.tabulated:
+            return refine.remark(self.table_metadata)
         return "per_edge_gradients" if self.per_edge_gradients else ""
+
+    def __prepare_scriptable__(self: Any) -> torch.nn.Module:
+        if self.tabulated:
+            raise RuntimeError("a tabulated model cannot be scripted: script the exact one")
+        return super().__prepare_scriptable__()
 
     def forward(self: Any, input: Any) -> Any:
         """``input`` with the host's fields."""
         plan = self.plan()
-        given = input[EDGE_VEC] if EDGE_VEC in input else None
-        if plan.reason or given is None or not is_cpp(given):
+        given = input[EDGE_VEC] if EDGE_VEC in input else None  # noqa: SIM401 (PyG has no get)
+        if self.tabulated:
+            if plan.reason or given is None:
+                why = plan.reason or f"there is no field {EDGE_VEC}"
+                raise RuntimeError(f"a tabulated model cannot run this: {why}")
+            refine.check_call(self, given)
+        elif plan.reason or given is None or not is_cpp(given):
             return super().forward(input)  # type: ignore[misc]
         forces = _forces(self)
         is_total = (
@@ -109,6 +128,8 @@ class FastAtomGraphSequential(Derived):
             for name in OF_EDGES:
                 if name in data:
                     data[name] = data[name].view_as(data[name])
+        if FIRST_ROW in data:
+            del data[FIRST_ROW]
         return data
 
     def plan(self: Any) -> Plan:
@@ -127,15 +148,23 @@ def _shared(network: Any, data: Any, first: Parts, pairs: bool, frozen: bool) ->
     positions = data["pos"] if "pos" in data and not network.is_batch_data else None
     order = edge_order(edge_index[0], edge_index[1], num_nodes, positions)
     pair = types = kind = None
-    if pairs:
+    first_row = None if conv.layer.spline is None else data[FIRST_ROW]
+    if pairs and first_row is None:
         pair = ops.edge_pair(data[EDGE_VEC], data[conv.key_weight_input], order, num_nodes)
     if folds_types(first):
         types, kind = data[TYPES].view(-1).unique(return_inverse=True)
-    return Shared(order, pair, types, kind, frozen)
+    return Shared(order, pair, first_row, types, kind, frozen)
+
+
+def kinds(network: Any) -> list[str]:
+    """Of all modules: those that tables know nothing of are others."""
+    return [type(module).__name__ for module in network.modules()]
 
 
 def _plan(network: Any) -> Plan:
     row = list(network)
+    if network.tabulated and kinds(network) != network.tabulated:
+        return Plan("modules that its tables were made of were changed", ())
     found = layers(row)
     if not found:
         return Plan("it has no layers that fastmlip knows", ())
@@ -182,11 +211,11 @@ def _types(row: Sequence[Any], found: dict[int, Parts]) -> str:
 def judge(module: Any, model: torch.nn.Module) -> str | None:
     """Why an ``AtomGraphSequential`` cannot be swapped, empty where it can; None for one without
     layers, such as a part of a model in LAMMPS."""
-    kinds = [inner.kind(child) for child in module]
-    if "IrrepsConvolution" not in kinds and "FastIrrepsConvolution" not in kinds:
+    row = [inner.kind(child) for child in module]
+    if "IrrepsConvolution" not in row and "FastIrrepsConvolution" not in row:
         return None
-    unknown = sorted({kind for kind in kinds if kind not in KNOWN})
-    return f"the effect of its {', '.join(unknown)} on the data is not known here" if unknown else ""
+    unknown = ", ".join(sorted({kind for kind in row if kind not in KNOWN}))
+    return f"the effect of its {unknown} on the data is not known here" if unknown else ""
 
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
@@ -194,6 +223,7 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     network: Any = old
     derive_in_place(FastAtomGraphSequential, network)
     network.per_edge_gradients, network.look = False, inner.Look()
+    network.tabulated, network.table_metadata = [], {}
     for parts in layers(list(network)).values():
         if not unsupported(parts):
             parts.conv.layer = InteractionLayer(parts)
