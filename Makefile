@@ -11,7 +11,7 @@ PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist wo
 CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo demo-allegro test test-all test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
+.PHONY: demo demo-allegro demo-sevennet test test-all test-sevennet test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -19,11 +19,18 @@ demo: $(VENV)/.demo
 demo-allegro: $(VENV)/.demo
 	$(BIN)/python examples/demo.py --model allegro --out demo_output/allegro
 
+demo-sevennet: $(VENV)/.demo $(VENV)/.sevennet
+	$(BIN)/python examples/sevennet_md.py
+
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.test
 	$(PYTEST)
+
+# the tests of one host; `make test` runs them too
+test-sevennet: $(VENV)/.test
+	$(PYTEST) -m "not slow" $(wildcard tests/test_sevennet*.py)
 
 # a slice of the suite over the wheel in dist/ (`make wheel`) and another torch, in an environment of
 # its own: make test-torch TORCH=2.11.0
@@ -118,7 +125,7 @@ $(VENV)/.built: $(PINS) $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e .
 	touch $@
 
-EXTRAS := $(addprefix $(VENV)/.,test demo lint docs wheel)
+EXTRAS := $(addprefix $(VENV)/.,test demo sevennet lint docs wheel)
 $(EXTRAS): $(VENV)/.%: $(VENV)/.built
 	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e ".[$*]"
 	touch $@
