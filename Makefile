@@ -13,7 +13,7 @@ CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
 PLUGIN := $(wildcard csrc/lammps/*.cpp csrc/lammps/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo demo-allegro demo-lammps test test-all tritons test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
+.PHONY: demo demo-allegro demo-lammps demo-sevennet test test-all test-sevennet tritons test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -23,6 +23,9 @@ demo-allegro: $(VENV)/.demo
 
 demo-lammps: $(VENV)/.demo $(VENV)/.lammps
 	$(BIN)/python examples/lammps/demo.py
+
+demo-sevennet: $(VENV)/.demo $(VENV)/.sevennet
+	$(BIN)/python examples/sevennet_md.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow"
@@ -37,6 +40,10 @@ tritons: $(TRITONS)
 $(TRITONS): build/triton/%: | $(VENV)/.test
 	$(BIN)/pip install -q --no-deps --target $@.part triton$(patsubst ==newest,,==$*)
 	mv $@.part $@
+
+# the tests of one host; `make test` runs them too
+test-sevennet: $(VENV)/.test
+	$(PYTEST) -m "not slow" $(wildcard tests/test_sevennet*.py)
 
 # a slice of the suite over the wheel in dist/ (`make wheel`) and another torch, in an environment of
 # its own: make test-torch TORCH=2.11.0
@@ -131,7 +138,7 @@ $(VENV)/.built: $(PINS) $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e .
 	touch $@
 
-EXTRAS := $(addprefix $(VENV)/.,test demo lammps lint docs wheel)
+EXTRAS := $(addprefix $(VENV)/.,test demo lammps sevennet lint docs wheel)
 $(EXTRAS): $(VENV)/.%: $(VENV)/.built
 	$(BIN)/pip install -q --no-build-isolation -c $(PINS) -e ".[$*]"
 	touch $@

@@ -12,7 +12,8 @@ from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase, from_di
 from nequip_cases import R_MAX, TYPE_NAMES, build, outputs, rattled, relative_error, structures
 
 import fastmlip
-from fastmlip.integrations.nequip import probes
+from fastmlip.integrations import probes
+from fastmlip.integrations.nequip.models import host_model
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops import _spline
 
@@ -226,7 +227,7 @@ def test_default_probes_have_all_types_and_short_distances(types):
 
 
 def test_probes_of_a_model_begin_at_a_tenth_of_the_cutoff():
-    model = build("tiny", "float64")
+    model = host_model(build("tiny", "float64"))
     found = [probes.shortest(model, frame) for frame in probes.short(model)]
     assert all(0.09 < shortest < 0.11 for shortest in found)
     lone = {"pos": torch.zeros(1, 3), "edge_index": torch.zeros(2, 0, dtype=torch.long)}

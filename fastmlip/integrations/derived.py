@@ -12,11 +12,24 @@ from fastmlip import backend
 
 
 class Derived:
-    """Base of a mixin with what a derived class has in place of the host's; it pickles."""
+    """Base of a mixin with what a derived class has in place of the host's; it pickles. What a
+    mixin adds to a module has an annotation in its class."""
 
     def __reduce__(self: Any):
         mixin, host = type(self).__mro__[1], type(self).__bases__[1]
         return empty, (mixin, host), self.__dict__
+
+    def __prepare_scriptable__(self: Any) -> torch.nn.Module:
+        """TorchScript takes the host's own forward, with the same modules inside."""
+        mixin, host = type(self).__mro__[1], type(self).__bases__[1]
+        stock: Any = host.__new__(host)  # type: ignore[call-overload]
+        stock.__dict__.update(self.__dict__)
+        for held in ("_modules", "_buffers", "_parameters"):
+            stock.__dict__[held] = type(vars(self)[held])(vars(self)[held])
+        for name in mixin.__annotations__:
+            for held in (stock.__dict__, stock._modules, stock._buffers):
+                held.pop(name, None)
+        return stock
 
 
 def is_cpp(t: torch.Tensor) -> bool:
@@ -41,6 +54,12 @@ def empty(mixin: Any, host: Any) -> Any:
     new = derived_class(mixin, host).__new__(derived_class(mixin, host))
     torch.nn.Module.__init__(new)
     return new
+
+
+def derive_in_place(mixin: Any, module: torch.nn.Module) -> None:
+    """Make ``module`` itself one of that class."""
+    host: Any = type(module)
+    module.__class__ = derived_class(mixin, host)
 
 
 def derive(mixin: Any, old: torch.nn.Module) -> Any:

@@ -18,6 +18,9 @@ KNOWN = {
         "0731426432b402c5": "e3nn 0.5.1 to 0.5.3",
         "3316d4db750078a6": "e3nn 0.5.5 to 0.6.0",
     },
+    # its forward is torch's
+    "e3nn.nn._fc.FullyConnectedNet": {"e3b0c44298fc1c14": "e3nn 0.5.0 to 0.6.0"},
+    "e3nn.nn._fc._Layer": {"a81520a75d823b41": "e3nn 0.5.0 to 0.6.0"},
     "e3nn.nn._gate.Gate": {"b2ff65bd57a92a4e": "e3nn 0.5.0 to 0.6.0"},
     "e3nn.nn._gate._Sortcut": {"d1c26689bb420589": "e3nn 0.5.0 to 0.6.0"},
     "e3nn.nn._extract.Extract": {"d10f81b80e3bca36": "e3nn 0.5.0 to 0.6.0"},

@@ -25,7 +25,7 @@ Module = torch.nn.Module
 #: names of classes with their modules, and the fingerprints of each with the versions they are of
 Known = Mapping[str, Mapping[str, str]]
 # their code is not the host's, and is left out of fingerprints
-FOREIGN = {"torch", "numpy", *sys.stdlib_module_names}
+FOREIGN = {"torch", "torch_geometric", "numpy", *sys.stdlib_module_names}
 UNSEEN = {"annotation", "returns", "ctx", "kind", "type_comment", "type_params"}
 
 

@@ -13,6 +13,7 @@ import torch
 from fastmlip.integrations import inner
 from fastmlip.integrations.derived import Derived, derive
 from fastmlip.nn.gate import apply, segments_of, set_segments
+from fastmlip.ops.gate import Segment
 
 PARTS = {"_Sortcut", "Activation", "ElementwiseTensorProduct"}
 
@@ -20,6 +21,8 @@ PARTS = {"_Sortcut", "Activation", "ElementwiseTensorProduct"}
 class FastGate(Derived):
     """What the derived class has in place of the host's."""
 
+    segments: tuple[Segment, ...]
+    tables: torch.Tensor
     look: inner.Look
     _nequip_custom_ops_libs = ("fastmlip",)  # imported before a compiled model is loaded
 

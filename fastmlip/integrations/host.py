@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmlip.integrations.derived import Derived
-from fastmlip.integrations.forwards import Known, objection
+from fastmlip.integrations.forwards import Known, objection, package
 
 Module = torch.nn.Module
 Tensor = torch.Tensor
@@ -39,13 +39,15 @@ class Swap(NamedTuple):
     ``judge(module, model)`` says why a module cannot be swapped, nothing where it can, and is None
     where another module's row says what becomes of it. ``has_rivals``: a class whose name ends with
     this one's is another accelerated kernel for it. ``parts(module)`` are the module and those in
-    it, with their names, whose forward will not run any more."""
+    it, with their names, whose forward will not run any more. ``in_place``: the module stays, and
+    ``make`` turns it into one of the class ``fast`` after those in it were swapped."""
 
     fast: type
     judge: Callable[[Module, Module], str | None]
     make: Callable[[Module, Module], Module] | None = None
     has_rivals: bool = True
     parts: Callable[[Module], Iterable[tuple[str, Module]]] = Module.named_modules
+    in_place: bool = False
 
 
 def all_but(*names: str) -> Callable[[Module], Iterable[tuple[str, Module]]]:
@@ -67,6 +69,7 @@ class Host:
 
     Attributes:
         name: for messages.
+        package: the top-level package of its classes.
         swaps: the modules it knows, by the name of their class.
         known: the forwards they may have.
         fast: classes that count as swapped, those of ``swaps`` aside: a config can name them.
@@ -79,6 +82,7 @@ class Host:
     """
 
     name: str
+    package: str
     swaps: Mapping[str, Swap]
     known: Known
     fast: tuple[type, ...] = ()
@@ -88,6 +92,12 @@ class Host:
     describe: Callable[[Module], HostModel | None] = lambda model: None
     load: Callable[[Path, str | None, str], HostModel | None] = lambda path, dtype, device: None
     takes: str = ""
+
+    def has(self, model: Module) -> bool:
+        """Whether ``model`` has modules of this host's: modules of e3nn's, which hosts have in
+        common, are left alone in the models of others."""
+        classes = {cls for module in model.modules() for cls in type(module).__mro__}
+        return any(package(cls) == self.package for cls in classes)
 
     def judge(self, module: Module, model: Module) -> Verdict | None:
         """What becomes of a module of ``model``; None where this host does not know it."""
@@ -109,9 +119,13 @@ class Host:
         reason = reason or objection(swap.parts(module), self.known, keeps_hooks)
         return Verdict(KEPT, reason) if reason else Verdict(READY, "")
 
+    def swap_of(self, module: Module) -> Swap:
+        """The row of a ``ready`` module."""
+        return self.swaps[type(module).__name__]
+
     def replace(self, old: Module, model: Module) -> Module:
         """The new module for a ``ready`` one of ``model``, on its device and in its mode."""
-        swap, inside = self.swaps[type(old).__name__], set(old.modules())
+        swap, inside = self.swap_of(old), set(old.modules())
         new = swap.make(old, model) if swap.make else swap.fast(old)
         for module in new.modules():
             if module not in inside:  # the others may be in another mode

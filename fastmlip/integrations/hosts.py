@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from fastmlip.integrations import allegro, nequip
+from fastmlip.integrations import allegro, nequip, sevennet
 from fastmlip.integrations.host import Host, HostModel, Verdict
 
-HOSTS: tuple[Host, ...] = (allegro.HOST, nequip.HOST)
+HOSTS: tuple[Host, ...] = (allegro.HOST, nequip.HOST, sevennet.HOST)
 
 
-def judge(module: torch.nn.Module, model: torch.nn.Module) -> tuple[Host, Verdict] | None:
-    """What becomes of a module of ``model``, and the host that knows it: the first in the list."""
-    for host in HOSTS:
-        if verdict := host.judge(module, model):
-            return host, verdict
-    return None
+class Judged(NamedTuple):
+    """A module of a model that a host knows, and what becomes of it."""
+
+    path: str
+    module: torch.nn.Module
+    host: Host
+    verdict: Verdict
+
+
+def judge(model: torch.nn.Module) -> Iterator[Judged]:
+    """The modules of ``model`` that a host knows, in the model's order; of several hosts, the first
+    in the list that knows a module."""
+    hosts = [host for host in HOSTS if host.has(model)]
+    for path, module in model.named_modules():
+        verdicts = ((host, host.judge(module, model)) for host in hosts)
+        found = next(((host, verdict) for host, verdict in verdicts if verdict), None)
+        if found is not None:
+            yield Judged(path, module, *found)
 
 
 def describe(model: torch.nn.Module) -> HostModel:

@@ -12,13 +12,8 @@ from typing import Any
 
 import torch
 
-HOMES = {
-    "torch",
-    "e3nn",
-    "nequip",
-    "allegro",
-    "fastmlip",
-}  # a packaged model has copies of their classes
+# a packaged model has copies of their classes
+HOMES = {"torch", "e3nn", "nequip", "allegro", "sevenn", "fastmlip"}
 HOOKS = {
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",

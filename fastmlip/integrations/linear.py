@@ -106,6 +106,16 @@ class TypedLinear(torch.nn.Module):
             blocks.append(m.transpose(0, 1).flatten(1))
         return torch.cat(blocks, 1)
 
+    def rows(self, sc: Any, types: torch.Tensor) -> torch.Tensor:
+        """M ``[len(types), weight_numel]`` where v is the unit vector of a type: weights read as
+        they lie, of these types alone. ``sc`` has one block of second operands."""
+        blocks = []
+        for _, path, weight in sc.weight_views(yield_instruction=True):
+            factor = path.path_weight / math.sqrt(sc.irreps_in1[path.i_in1].ir.dim)
+            m = weight.index_select(1, types) * factor  # [u, t, w]
+            blocks.append(m.transpose(0, 1).flatten(1))
+        return torch.cat(blocks, 1)
+
     def forward(
         self, x: torch.Tensor, sc: Any, v: torch.Tensor, types: torch.Tensor
     ) -> torch.Tensor:

@@ -31,7 +31,7 @@ def modifiers(
     tabulated form where a host knows a module of it, and a ``modify_PerTypeScaleShift`` that keeps
     our modules ours, also where a modifier before it has put them there."""
     found = {}
-    if any(judge(module, model) for module in model.modules()):
+    if any(judge(model)):
         found["enable_FastMLIP"] = _modifiers().enable_FastMLIP
         found["enable_FastMLIP_tabulated"] = _modifiers().enable_FastMLIP_tabulated
     other = theirs.get("modify_PerTypeScaleShift")

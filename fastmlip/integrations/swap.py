@@ -83,14 +83,17 @@ def accelerate(
 
 def _swap(model: torch.nn.Module) -> None:
     new: dict[torch.nn.Module, torch.nn.Module] = {}
-    for module in model.modules():
-        known = judge(module, model)
-        if known and known[1].status == READY and module is not model:
-            new[module] = known[0].replace(module, model)
+    ready = [one for one in judge(model) if one.verdict.status == READY]
+    in_place = [one for one in ready if one.host.swap_of(one.module).in_place]
+    for one in ready:
+        if one.module is not model and one not in in_place:
+            new[one.module] = one.host.replace(one.module, model)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:
                 parent._modules[name] = new[child]
+    for one in in_place:
+        one.host.replace(one.module, model)
     for host in HOSTS:
         host.after_swap(model)
 
@@ -103,13 +106,11 @@ def report(model: torch.nn.Module) -> list[Row]:
             "cannot be changed any more, name the modifier when compiling it"
         )
     rows = []
-    for path, module in model.named_modules():
-        if known := judge(module, model):
-            verdict = known[1]
-            if not path and verdict.status == READY:
-                why = "it cannot be swapped in place, pass the model that holds it"
-                verdict = Verdict(KEPT, why)
-            rows.append(Row(path, type(module).__name__, *verdict))
+    for path, module, host, verdict in judge(model):
+        if not path and verdict.status == READY and not host.swap_of(module).in_place:
+            why = "it cannot be swapped in place, pass the model that holds it"
+            verdict = Verdict(KEPT, why)
+        rows.append(Row(path, type(module).__name__, *verdict))
     return rows
 
 

@@ -13,6 +13,15 @@ from fastmlip.ops._spline import DEGREE
 Tensor = torch.Tensor
 
 
+def _derivatives(function: Callable[[Tensor], Tensor], at: float) -> list[tuple[int, np.ndarray]]:
+    """The first and the second, from five points, to the fourth order, as scipy takes them."""
+    h = 1e-3
+    near = function(at + torch.arange(-2, 3, dtype=torch.float64) * h).numpy()
+    first = (near[0] - 8 * near[1] + 8 * near[3] - near[4]) / (12 * h)
+    second = (-near[0] + 16 * near[1] - 30 * near[2] + 16 * near[3] - near[4]) / (12 * h * h)
+    return [(1, first), (2, second)]
+
+
 class RadialSpline(torch.nn.Module):
     """Quintic B-splines on a uniform grid of [0, 1], zero from 1 on; four times differentiable.
 
@@ -34,29 +43,29 @@ class RadialSpline(torch.nn.Module):
         self.register_buffer("table", table, persistent=False)  # it is made of a network's weights
 
     @staticmethod
-    def fit(function: Callable[[Tensor], Tensor], intervals: int) -> Tensor:
+    def fit(function: Callable[[Tensor], Tensor], intervals: int, to_zero: bool = True) -> Tensor:
         """The coefficients ``[intervals + 5, C]``, float64, of the spline that agrees with
-        ``function`` at the grid points, and in its first and second derivative at 0; at 1 both are
-        zero.
+        ``function`` at the grid points, and in its first and second derivative at both ends.
 
         Args:
             function: ``[n]`` distances to ``[n, C]`` values, float64, smooth from just below 0 to
-                1, where it is zero with its first two derivatives.
+                1, or beyond where ``to_zero`` is not set.
             intervals: of the grid, at least 1.
+            to_zero: both derivatives are zero at 1.
         """
         from scipy.interpolate import make_interp_spline
 
-        h = 1e-3  # derivatives at 0 from five points, to the fourth order
         with torch.no_grad():
             values = function(torch.linspace(0, 1, intervals + 1, dtype=torch.float64))
-            near = function(torch.arange(-2, 3, dtype=torch.float64) * h)
-        first = (near[0] - 8 * near[1] + 8 * near[3] - near[4]) / (12 * h)
-        second = (-near[0] + 16 * near[1] - 30 * near[2] + 16 * near[3] - near[4]) / (12 * h * h)
+            at_start = _derivatives(function, 0.0)
+            if to_zero:
+                at_end = [(order, np.zeros_like(value)) for order, value in at_start]
+            else:
+                at_end = _derivatives(function, 1.0)
         knots = np.arange(-DEGREE, intervals + DEGREE + 1) / intervals
-        at_end = np.zeros_like(first.numpy())
         spline = make_interp_spline(
             np.linspace(0, 1, intervals + 1), values.numpy(), k=DEGREE, t=knots,
-            bc_type=([(1, first.numpy()), (2, second.numpy())], [(1, at_end), (2, at_end)]),
+            bc_type=(at_start, at_end),
         )  # fmt: skip
         return torch.from_numpy(np.ascontiguousarray(spline.c))
 

@@ -14,6 +14,7 @@ from fastmlip.integrations.host import Host, Swap, by_itself
 
 HOST = Host(
     "Allegro",
+    "allegro",
     {
         "Allegro_Module": Swap(layers.FastAllegro, by_itself(layers.unsupported), layers.replace),
         "Contracter": Swap(layers.FastContracter, layers.judge_contracter),

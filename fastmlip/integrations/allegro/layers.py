@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from fastmlip import nn, ops
-from fastmlip.integrations import inner, mlps
+from fastmlip.integrations import inner, mlps, refine
 from fastmlip.integrations.allegro import channels
 from fastmlip.integrations.allegro.forwards import objection
 from fastmlip.integrations.derived import Derived, derive, has_kernels
-from fastmlip.integrations.nequip import refine
 from fastmlip.ops.contraction import strided_problem
 
 HOST_ATTRIBUTES = (

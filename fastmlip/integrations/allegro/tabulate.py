@@ -15,16 +15,14 @@ from fastmlip.integrations.allegro import channels
 from fastmlip.integrations.allegro.layers import FastAllegro, projection_kinds
 from fastmlip.integrations.allegro.tabulated_embed import InTable, TabulatedEmbed
 from fastmlip.integrations.allegro.tensor_embed import FastTensorEmbed
-from fastmlip.integrations.nequip.probes import types_of
-from fastmlip.integrations.nequip.refine import ROUNDINGS, refine, refuse_states
+from fastmlip.integrations.nequip.models import host_model
 from fastmlip.integrations.nequip.tabulate import tolerance
+from fastmlip.integrations.probes import types_of
+from fastmlip.integrations.refine import LARGE, ROUNDINGS, refine, refuse_states
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops._edge_embedding_reference import radial as bessel_embedding
 
 Tensor = torch.Tensor
-# Every layer multiplies features by an environment, so rounding adds up; and forces between atoms
-# nearer than in any simulation may be of any size (eV/Angstrom): they need no more digits.
-LARGE = 1e3
 LARGEST = 2**30  # bytes of tables: more is a mistake, or a model of many elements
 # modules behind the layers, which read nothing that the tables leave out
 BEHIND = {
@@ -85,8 +83,9 @@ def tabulate_(
             setattr(row, name, table if part is chain.embed else InTable(part))
 
     try:
+        # every layer multiplies features by an environment: rounding adds up
         roundings = ROUNDINGS * (1 + len(chain.layers.tps))
-        found = refine(model, fit, tol, frames, dtype, types, roundings, LARGE)
+        found = refine(host_model(model), fit, tol, frames, types, roundings, LARGE)
     except BaseException:
         for part, name in places.items():
             setattr(row, name, part)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from fastmlip import ops
+from fastmlip.integrations import refine
 from fastmlip.integrations.allegro import channels, layers
-from fastmlip.integrations.nequip import edges, refine
+from fastmlip.integrations.nequip import edges
 from fastmlip.integrations.nequip.edge_embedding import ComputedAtEnd
 from fastmlip.nn.radial_spline import RadialSpline
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from fastmlip import nn
-from fastmlip.integrations import gate
+from fastmlip.integrations import gate, harmonics
 from fastmlip.integrations.host import Host, Swap, all_but, by_itself
 from fastmlip.integrations.nequip import (
     edge_embedding,
@@ -48,9 +48,7 @@ SWAPS = {
         name: Swap(fast, edge_embedding.judge, edge_embedding.replace, has_rivals=False)
         for name, fast in edge_embedding.PARTS.items()
     },
-    "SphericalHarmonics": Swap(
-        edge_embedding.FastSphericalHarmonics, edge_embedding.judge_harmonics
-    ),
+    "SphericalHarmonics": Swap(harmonics.FastSphericalHarmonics, edge_embedding.judge_harmonics),
     "PerTypeScaleShift": Swap(
         per_type_scale_shift.FastPerTypeScaleShift,
         by_itself(per_type_scale_shift.unsupported),
@@ -77,6 +75,7 @@ def _has_tables(model: torch.nn.Module) -> bool:
 
 HOST = Host(
     "NequIP",
+    "nequip",
     SWAPS,
     forwards.KNOWN,
     fast=(nn.Gate, nn.PerTypeScaleShift, nn.ZBL),

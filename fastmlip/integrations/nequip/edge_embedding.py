@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 
 from fastmlip import ops
+from fastmlip.integrations.harmonics import unsupported_harmonics
 from fastmlip.integrations.nequip import edges
 from fastmlip.integrations.nequip.forwards import objection
-from fastmlip.nn import SphericalHarmonics
-from fastmlip.spherical_harmonics import L_MAX, tables
+from fastmlip.spherical_harmonics import tables
 
 RMAX_RECIP = "_fastmlip_rmax_recip"  # from the length normaliser to the end of the chain
 
@@ -234,31 +234,6 @@ def _is_after(module: Any, bessel: Any) -> bool:
         and module.in_field == module.out_field == bessel.edge_invariant_field
         and not _hooked(module)
     )
-
-
-# ---------------------------------------------------------------- e3nn's harmonics by themselves
-
-
-class FastSphericalHarmonics(SphericalHarmonics):
-    """Takes the place of e3nn's ``SphericalHarmonics`` of normalised vectors."""
-
-    _nequip_custom_ops_libs = ("fastmlip",)
-
-    def __init__(self, old: Any) -> None:
-        super().__init__(old._lmax, old.normalization)
-        self.irreps_in, self.irreps_out = old.irreps_in, old.irreps_out
-        self.normalize, self._lmax = old.normalize, old._lmax
-
-
-def unsupported_harmonics(module: Any) -> str:
-    """Why e3nn's ``SphericalHarmonics`` cannot be swapped; empty where it can."""
-    if reason := _missing(module, "normalize", "normalization", "_lmax", "_ls_list"):
-        return reason
-    if not module.normalize:
-        return "it does not normalise its vectors"
-    if list(module._ls_list) != list(range(module._lmax + 1)):
-        return f"its degrees are {list(module._ls_list)}, not 0 to {module._lmax}"
-    return _hooked(module) if module._lmax <= L_MAX else f"its degrees go beyond {L_MAX}"
 
 
 def judge_harmonics(module: torch.nn.Module, model: torch.nn.Module) -> str | None:

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from fastmlip import ops
-from fastmlip.integrations import inner, linear
+from fastmlip.integrations import inner, linear, refine
 from fastmlip.integrations.derived import Derived, derive, is_cpp
-from fastmlip.integrations.nequip import edges, refine, tensor_product_scatter
+from fastmlip.integrations.nequip import edges, tensor_product_scatter
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.nn.tensor_product_conv import TensorProductConv
 from fastmlip.problem import TensorProductProblem

@@ -82,8 +82,12 @@ def without_ghost_exchange(model: torch.nn.Module) -> Iterator[None]:
 
 def describe(model: torch.nn.Module) -> HostModel | None:
     """A ``GraphModel`` of NequIP's; None for anything else."""
-    is_ours = hasattr(model, "is_graph_model")
-    return _described(model, type(model).__name__, "memory") if is_ours else None
+    return host_model(model) if hasattr(model, "is_graph_model") else None
+
+
+def host_model(model: torch.nn.Module) -> HostModel:
+    """A ``GraphModel`` in memory, with what it takes to feed it."""
+    return _described(model, type(model).__name__, "memory")
 
 
 def _only(model: torch.nn.Module) -> torch.nn.Module:

@@ -19,13 +19,14 @@ from fastmlip.integrations.nequip.interaction_block import (
     folds,
     table_kinds,
 )
+from fastmlip.integrations.nequip.models import host_model
 from fastmlip.integrations.nequip.private import nequip_compile, workflow_state
-from fastmlip.integrations.nequip.refine import refine, refuse_states
 from fastmlip.integrations.nequip.sequential_graph_network import (
     FastSequentialGraphNetwork,
     table_parts,
     unseen_by_tables,
 )
+from fastmlip.integrations.refine import refine, refuse_states
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops._edge_embedding_reference import radial as bessel_embedding
 
@@ -86,7 +87,7 @@ def tabulate_(
             block.spline = spline.to(next(block.edge_mlp.parameters()).device)
 
     try:
-        found = refine(model, fit, tol, structures, dtype)
+        found = refine(host_model(model), fit, tol, structures)
     except BaseException:
         for block in blocks:
             block.spline = None

@@ -9,70 +9,62 @@ from typing import Any
 
 import torch
 
+from fastmlip.integrations.host import HostModel
+
 Frame = dict[str, Any]
 SHORTEST = 0.1  # distance over r_max; a bond of hydrogen is 0.12 to 0.18 of 6 Angstrom
 CLUSTERS = 1000  # dimers, and as many trimers, at most: 44 types have fewer pairs
 
 
 def ordinary(
-    model: Any, structures: Iterable[Any] | None, types: Sequence[int] | None = None
+    host: HostModel, structures: Iterable[Any] | None, types: Sequence[int] | None = None
 ) -> Iterator[Frame]:
     """The user's structures, or disordered cells, of these types or of all."""
-    r_max, type_names = _about(model)
     if structures is None:
-        count = len(type_names) if types is None else len(types)
-        yield from _finished(model, _renamed(_disordered(r_max, count), types))
+        count = len(host.type_names) if types is None else len(types)
+        for frame in _disordered(host.r_max, count):
+            yield _finished(host, frame, types)
         return
-    from nequip.data import AtomicDataDict, from_ase
-
-    frames = []
+    is_empty = True
     for atoms in structures:
-        frame = from_ase(atoms)
-        numbers = types_of([atoms], type_names)[0]
-        frame[AtomicDataDict.ATOM_TYPE_KEY] = torch.tensor(numbers)
-        frames.append(frame)
-    if not frames:
+        is_empty = False
+        yield _on_device(host, host.frame(atoms, types_of([atoms], host.type_names)[0]))
+    if is_empty:
         raise ValueError("structures: expected at least one ase.Atoms, got none")
-    yield from _finished(model, frames)
 
 
-def short(model: Any, types: Sequence[int] | None = None) -> Iterator[Frame]:
+def short(host: HostModel, types: Sequence[int] | None = None) -> Iterator[Frame]:
     """Bonds from :data:`SHORTEST` on: molecules as dense as water, and dimers and trimers of all
     pairs of types, or of :data:`CLUSTERS` of them."""
-    r_max, type_names = _about(model)
-    count = len(type_names) if types is None else len(types)
+    count = len(host.type_names) if types is None else len(types)
     generator = torch.Generator().manual_seed(1)
-    frames = [_molecules(r_max, count, generator), _clusters(r_max, count, generator)]
-    yield from _finished(model, _renamed(frames, types))
+    for make in (_molecules, _clusters):
+        yield _finished(host, make(host.r_max, count, generator), types)
 
 
-def shortest(model: Any, frame: Frame) -> float:
+def shortest(host: HostModel, frame: Frame) -> float:
     """The shortest distance in a frame over r_max."""
-    from nequip.nn.utils import with_edge_vectors_
-
-    lengths = with_edge_vectors_(dict(frame))["edge_lengths"]
-    return lengths.min().item() / _about(model)[0] if lengths.numel() else math.inf
-
-
-def _about(model: Any) -> tuple[float, list[str]]:
-    return float(model.metadata["r_max"]), model.metadata["type_names"].split(" ")
+    centre, neighbour = frame["edge_index"]
+    vectors = frame["pos"][neighbour] - frame["pos"][centre]
+    if "edge_cell_shift" in frame:
+        vectors = vectors + frame["edge_cell_shift"].to(vectors) @ frame["cell"].view(3, 3)
+    return vectors.norm(dim=1).min().item() / host.r_max if len(vectors) else math.inf
 
 
-def _finished(model: Any, frames: Iterable[Frame]) -> Iterator[Frame]:
-    from nequip.data import AtomicDataDict, compute_neighborlist_, from_dict
+def _finished(host: HostModel, frame: Frame, types: Sequence[int] | None) -> Frame:
+    """With a neighbour list, and with ``types[t]`` in the place of type t."""
+    from ase import Atoms
 
-    device = next(model.parameters()).device
-    for frame in frames:
-        data = compute_neighborlist_(from_dict(frame), r_max=_about(model)[0])
-        yield AtomicDataDict.to_(data, device)
+    pos, cell = frame["pos"].numpy(), frame["cell"].numpy()
+    numbers = frame["atom_types"].tolist()
+    numbers = numbers if types is None else [types[number] for number in numbers]
+    atoms = Atoms(f"X{len(pos)}", pos, cell=cell, pbc=frame["pbc"].numpy())
+    return _on_device(host, host.frame(atoms, numbers))
 
 
-def _renamed(frames: Iterable[Frame], types: Sequence[int] | None) -> Iterator[Frame]:
-    """With ``types[t]`` in the place of type t."""
-    for frame in frames:
-        if types is not None:
-            frame["atom_types"] = torch.tensor(types)[frame["atom_types"]]
-        yield frame
+def _on_device(host: HostModel, frame: Frame) -> Frame:
+    device = next(host.model.parameters()).device
+    return {name: value.to(device) for name, value in frame.items()}
 
 
 def types_of(structures: Iterable[Any], type_names: Sequence[str]) -> list[list[int]]:

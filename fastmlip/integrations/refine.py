@@ -1,5 +1,5 @@
-"""Tables in the place of networks, refined until forces agree: what NequIP's models and Allegro's
-have in common."""
+"""Tables in the place of networks, refined until forces agree: what models of all hosts have in
+common."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastmlip.integrations.nequip import private, probes
-from fastmlip.integrations.nequip.models import without_ghost_exchange
+from fastmlip.integrations import probes
+from fastmlip.integrations.host import HostModel
 
 logger = logging.getLogger("fastmlip")
 ROUNDINGS = 16  # of the largest force of a frame: below, its error is not the spline's
+# eV/Angstrom: between atoms nearer than in any simulation, forces may be of any size, and need no
+# more digits than those of this size
+LARGE = 1e3
 MARGIN = 2.0  # for structures whose bonds all have the length where the spline is worst
 INTERVALS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -49,77 +52,82 @@ def remark(metadata: dict[str, str]) -> str:
     about = {key.removeprefix("fastmlip_table_"): text for key, text in metadata.items()}
     return (
         f"tabulated: {about['intervals']} intervals, max |dF| {about['max_force_error']} "
-        f"eV/Angstrom, distances from {about['probed_from']} r_max on"
+        f"eV/Angstrom of {about['max_force']}, distances from {about['probed_from']} r_max on"
     )
 
 
-@private.float64_default()
 def refine(
-    model: Any,
+    host: HostModel,
     fit: Callable[[int], None],
     tol: float,
     structures: Iterable[Any] | None,
-    dtype: torch.dtype,
     types: Sequence[int] | None = None,
     roundings: float = ROUNDINGS,
     large: float = math.inf,
+    usual: float = math.inf,
 ) -> Found:
-    """Call ``fit``, which puts tables of so many intervals into ``model``, with more and more of
-    them, until forces of all probes agree with those of ``model`` as it is at first.
+    """Call ``fit``, which puts tables of so many intervals into the model of ``host``, with more
+    and more of them, until forces of all probes agree with those of the model as it is at first.
 
     Args:
-        model: accelerated, without tables.
+        host: of an accelerated model without tables.
         fit: of a number of intervals.
         tol: largest error of a force component, eV/Angstrom.
         structures: ``ase.Atoms``, or None for disordered cells.
-        dtype: of the network.
         types: numbers of the types that probes have; all where it is None.
         roundings: of the largest force of a frame, which an error is not the table's below.
         large: eV/Angstrom; where the largest force between short bonds is larger, ``tol`` grows
             with it.
+        usual: eV/Angstrom; where the largest force of a disordered cell is larger, as between
+            elements that have no business together, an error of rounding is allowed. Frames with
+            larger forces than ``usual`` or ``large`` are left out of what is reported.
 
     Raises:
         ValueError: ``tol`` was not reached, with what was reached.
     """
-    with without_ghost_exchange(model):
-        frames = [
-            *((frame, False) for frame in probes.ordinary(model, structures, types)),
-            *((frame, True) for frame in probes.short(model, types)),
+    frames = [
+        *((frame, False) for frame in probes.ordinary(host, structures, types)),
+        *((frame, True) for frame in probes.short(host, types)),
+    ]
+    exact = [_forces(host, frame) for frame, _ in frames]
+    forces = [force.abs().max().item() for force in exact]
+    rounding = [roundings * torch.finfo(host.dtype).eps * force for force in forces]
+    # atoms nearer than in any simulation may have forces without enough digits
+    allowed = [
+        max(tol, tol * force / large, least)
+        if is_short
+        else max(tol, least if force > usual else 0.0)
+        for (_, is_short), force, least in zip(frames, forces, rounding, strict=True)
+    ]
+    told = [n for n, force in enumerate(forces) if force <= min(large, usual)]
+    told = told or list(range(len(frames)))
+    shortest = min(probes.shortest(host, frame) for frame, _ in frames)
+    best = (float("inf"), 0)
+    for intervals in INTERVALS:
+        fit(intervals)
+        found = [_forces(host, frame) for frame, _ in frames]
+        errors = [(f - e).abs().max().item() for f, e in zip(found, exact, strict=True)]
+        errors = [
+            error if error <= least else MARGIN * error
+            for error, least in zip(errors, rounding, strict=True)
         ]
-        exact = [_forces(model, frame) for frame, _ in frames]
-        forces = [force.abs().max().item() for force in exact]
-        rounding = [roundings * torch.finfo(dtype).eps * force for force in forces]
-        # atoms nearer than in any simulation may have forces without enough digits
-        allowed = [
-            max(tol, tol * force / large, least) if is_short else tol
-            for (_, is_short), force, least in zip(frames, forces, rounding, strict=True)
-        ]
-        shortest = min(probes.shortest(model, frame) for frame, _ in frames)
-        best = (float("inf"), 0)
-        for intervals in INTERVALS:
-            fit(intervals)
-            found = [_forces(model, frame) for frame, _ in frames]
-            errors = [(f - e).abs().max().item() for f, e in zip(found, exact, strict=True)]
-            errors = [
-                error if error <= least else MARGIN * error
-                for error, least in zip(errors, rounding, strict=True)
-            ]
-            logger.info("%d intervals: max |dF| %.1e eV/Angstrom", intervals, max(errors))
-            best = min(best, (max(errors), intervals))
-            if all(error <= bound for error, bound in zip(errors, allowed, strict=True)):
-                return Found(intervals, max(errors), max(forces), shortest)
+        logger.info("%d intervals: max |dF| %.1e eV/Angstrom", intervals, max(errors))
+        best = min(best, (max(errors), intervals))
+        if all(error <= bound for error, bound in zip(errors, allowed, strict=True)):
+            worst = max(errors[n] for n in told), max(forces[n] for n in told)
+            return Found(intervals, *worst, shortest)
     raise ValueError(
         f"tol: {tol:.1e} eV/Angstrom was not reached: max |dF| is {best[0]:.1e} at best, with "
         f"{best[1]} intervals, for forces up to {max(forces):.1e} "
-        f"in {dtype}. Finer grids add rounding: give a "
+        f"in {host.dtype}. Finer grids add rounding: give a "
         "larger tol, or structures whose forces are smaller"
     )
 
 
-def _forces(model: Any, frame: dict[str, torch.Tensor]) -> torch.Tensor:
+def _forces(host: HostModel, frame: dict[str, torch.Tensor]) -> torch.Tensor:
     pos = frame["pos"].clone().requires_grad_()
     with torch.enable_grad():
-        out = model({**frame, "pos": pos})
+        out = host.run({**frame, "pos": pos})
         if "forces" not in out:  # a model of energies alone
             return -torch.autograd.grad(out["total_energy"].sum(), pos)[0]
     return out["forces"].detach()
