@@ -6,6 +6,7 @@ import warnings
 from functools import cache
 from unittest import mock
 
+import e3nn
 import numpy as np
 import torch
 from ase import Atoms
@@ -34,12 +35,24 @@ VARIANTS = {
 }  # fmt: skip
 
 
+@contextlib.contextmanager
+def quiet_and_eager():
+    """e3nn's default of today, which NequIP's commands change: scripted models have no copies."""
+    before = e3nn.get_optimization_defaults()["jit_mode"]
+    e3nn.set_optimization_defaults(jit_mode="eager")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        e3nn.set_optimization_defaults(jit_mode=before)
+
+
 @cache
 def _small(name):
     torch.manual_seed(1)
     config = {**copy.deepcopy(DEFAULT_E3_EQUIVARIANT_MODEL_CONFIG), **SMALL, **VARIANTS[name]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_and_eager():
         return build_E3_equivariant_model(config)
 
 
@@ -50,8 +63,7 @@ def small(name="typed", dtype=torch.float64):
 
 @cache
 def _pretrained(name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_and_eager():
         return load_checkpoint(name).build_model()
 
 
