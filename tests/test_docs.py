@@ -31,7 +31,10 @@ pytestmark = pytest.mark.usefixtures("nequip_state")
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 GUIDE = DOCS / "energies.md"
-PAGES = [*sorted(DOCS.glob("operators/*.md")), DOCS / "check.md", DOCS / "benchmarks.md"]
+PAGES = [
+    *sorted(DOCS.glob("operators/*.md")),
+    *(DOCS / f"{page}.md" for page in ("check", "benchmarks", "sevennet")),
+]
 NAMES = ["C", "H", "O"]
 ENERGIES = {"C": -148.3, "H": -13.6, "O": -2041.8}
 DATA = """

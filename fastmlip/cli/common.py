@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(no_args_is_help=True, add_completion=False, context_settings=HELP)
@@ -24,6 +27,29 @@ def must_be_writable(path: Path, name: str) -> None:
     folder = path.absolute().parent
     if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise typer.BadParameter(f"cannot write {path}", param_hint=name)
+
+
+def must_be_tolerance(tol: float, structures: Path | None) -> None:
+    """Of a table, and the file of structures that it is made for."""
+    if not tol > 0:
+        raise typer.BadParameter(f"expected a positive number, got {tol}", param_hint="--tol")
+    if structures is not None:
+        must_exist(structures, "--structures")
+
+
+def frames_of(structures: Path | None) -> list[Any] | None:
+    """All frames of a file that ASE reads."""
+    import ase.io
+
+    return None if structures is None else list(ase.io.read(structures, ":"))
+
+
+def show(about: Mapping[str, str], title: str, prefix: str) -> None:
+    """What a file says of itself, names without ``prefix``."""
+    table = Table(show_header=False, title=title)
+    for key, value in about.items():
+        table.add_row(key.removeprefix(prefix).replace("_", " "), value)
+    Console().print(table)
 
 
 def say(screen: Console, text: str) -> None:

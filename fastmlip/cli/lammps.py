@@ -7,10 +7,18 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import fastmlip
-from fastmlip.cli.common import app, failed, must_be_writable, must_exist, say
+from fastmlip.cli.common import (
+    app,
+    failed,
+    frames_of,
+    must_be_tolerance,
+    must_be_writable,
+    must_exist,
+    say,
+    show,
+)
 
 
 @app.command()
@@ -61,15 +69,10 @@ def lammps_export(
     if not output.name.endswith(".lammps.pt2"):
         raise typer.BadParameter(f"{output} must end in .lammps.pt2", param_hint="--output")
     must_be_writable(output, "--output")
-    if not tol > 0:
-        raise typer.BadParameter(f"expected a positive number, got {tol}", param_hint="--tol")
-    if structures is not None:
-        must_exist(structures, "--structures")
-        if not tabulate:
-            raise typer.BadParameter("goes with --tabulate", param_hint="--structures")
+    must_be_tolerance(tol, structures)
+    if structures is not None and not tabulate:
+        raise typer.BadParameter("goes with --tabulate", param_hint="--structures")
     try:
-        import ase.io
-
         from fastmlip.integrations import hosts
         from fastmlip.integrations.nequip import lammps
 
@@ -78,8 +81,7 @@ def lammps_export(
             host = hosts.load(model, dtype)
             notes = host.notes
             if tabulate:
-                frames = None if structures is None else ase.io.read(structures, ":")
-                fast = fastmlip.tabulate(host.model, tol, frames)
+                fast = fastmlip.tabulate(host.model, tol, frames_of(structures))
             else:
                 fast = fastmlip.accelerate(host.model)
             metadata = lammps.export(hosts.describe(fast), output, isa)
@@ -87,10 +89,7 @@ def lammps_export(
         raise failed(screen, f"{type(error).__name__}: {error}") from None
     for note in notes:
         say(screen, note)
-    table = Table(show_header=False, title=str(output))
-    for key, value in metadata.items():
-        table.add_row(key.removeprefix("fastmlip_").replace("_", " "), value)
-    Console().print(table)
+    show(metadata, str(output), "fastmlip_")
 
 
 @app.command()

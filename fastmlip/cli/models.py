@@ -8,10 +8,18 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import fastmlip
-from fastmlip.cli.common import app, failed, must_be_writable, must_exist, say
+from fastmlip.cli.common import (
+    app,
+    failed,
+    frames_of,
+    must_be_tolerance,
+    must_be_writable,
+    must_exist,
+    say,
+    show,
+)
 
 
 @app.command()
@@ -51,27 +59,19 @@ def tabulate(
     if not str(output).endswith(".nequip.pt2"):
         raise typer.BadParameter(f"{output} must end in .nequip.pt2", param_hint="--output")
     must_be_writable(output, "--output")
-    if not tol > 0:
-        raise typer.BadParameter(f"expected a positive number, got {tol}", param_hint="--tol")
-    if structures is not None:
-        must_exist(structures, "--structures")
+    must_be_tolerance(tol, structures)
     try:
-        import ase.io
-
         from fastmlip.integrations.gpu import TABULATED
         from fastmlip.integrations.nequip.tabulate import compile_tabulated
 
         if device.startswith("cuda"):
             say(screen, f"warning: {TABULATED}")
         with screen.status("tabulating, then compiling with AOTInductor"):
-            frames = None if structures is None else ase.io.read(structures, ":")
+            frames = frames_of(structures)
             found = compile_tabulated(str(model), str(output), tol, target, device, frames)
     except Exception as error:  # whatever NequIP and AOTInductor may raise
         raise failed(screen, f"{type(error).__name__}: {error}") from None
-    table = Table(show_header=False, title=str(output))
-    for key, value in found.items():
-        table.add_row(key.removeprefix("fastmlip_table_").replace("_", " "), value)
-    Console().print(table)
+    show(found, str(output), "fastmlip_table_")
 
 
 @app.command()
@@ -80,7 +80,7 @@ def check(
         Path,
         typer.Argument(
             help="NequIP or Allegro config (.yaml), checkpoint (.ckpt), package (.nequip.zip) or "
-            "compiled model (.nequip.pt2)."
+            "compiled model (.nequip.pt2), or SevenNet checkpoint (.pth)."
         ),
     ],
     structures: Annotated[

@@ -3,6 +3,7 @@ NequIP finds by class keeps working."""
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,10 @@ class Derived:
     def __prepare_scriptable__(self: Any) -> torch.nn.Module:
         """TorchScript takes the host's own forward, with the same modules inside."""
         mixin, host = type(self).__mro__[1], type(self).__bases__[1]
+        warnings.warn(
+            f"TorchScript takes {host.__name__}'s own forward: what is scripted is not accelerated",
+            stacklevel=2,
+        )
         stock: Any = host.__new__(host)  # type: ignore[call-overload]
         stock.__dict__.update(self.__dict__)
         for held in ("_modules", "_buffers", "_parameters"):

@@ -8,8 +8,9 @@ host's folder, what they share.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,3 +180,21 @@ class HostModel:
     def batch(self, frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One batch of several frames."""
         raise NotImplementedError
+
+
+@contextlib.contextmanager
+def readable(path: Path, kind: str) -> Iterator[None]:
+    """Names a file that is cut off or of another kind; torch, zip and pickle may raise anything.
+
+    Raises:
+        ValueError: whatever was raised inside.
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a {kind}, it may be cut off or of another kind: "
+            f"{type(error).__name__}: {error}"
+        ) from error

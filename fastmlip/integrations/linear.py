@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -98,26 +99,30 @@ class TypedLinear(torch.nn.Module):
     def fold(self, sc: Any, v: torch.Tensor) -> torch.Tensor:
         """M ``[num_types, weight_numel]``."""
         slices, blocks = sc.irreps_in2.slices(), []
-        for _, path, weight in sc.weight_views(yield_instruction=True):
-            factor = path.path_weight / math.sqrt(sc.irreps_in1[path.i_in1].ir.dim)
+        for path, weight, factor in _typed_paths(sc):
             scalars = v[:, slices[path.i_in2]] * factor
             # not matmul, which copies weights that require a gradient
-            m = torch.bmm(scalars.expand(weight.shape[0], -1, -1), weight)  # [u, t, w]
-            blocks.append(m.transpose(0, 1).flatten(1))
-        return torch.cat(blocks, 1)
+            blocks.append(torch.bmm(scalars.expand(weight.shape[0], -1, -1), weight))
+        return _by_type(blocks)
 
     def rows(self, sc: Any, types: torch.Tensor) -> torch.Tensor:
         """M ``[len(types), weight_numel]`` where v is the unit vector of a type: weights read as
         they lie, of these types alone. ``sc`` has one block of second operands."""
-        blocks = []
-        for _, path, weight in sc.weight_views(yield_instruction=True):
-            factor = path.path_weight / math.sqrt(sc.irreps_in1[path.i_in1].ir.dim)
-            m = weight.index_select(1, types) * factor  # [u, t, w]
-            blocks.append(m.transpose(0, 1).flatten(1))
-        return torch.cat(blocks, 1)
+        return _by_type([w.index_select(1, types) * factor for _, w, factor in _typed_paths(sc)])
 
     def forward(
         self, x: torch.Tensor, sc: Any, v: torch.Tensor, types: torch.Tensor
     ) -> torch.Tensor:
         """``sc(x, v[types])``; ``v [num_types, irreps_in2.dim]``."""
         return self.map(x, self.fold(sc, v) if self.folded is None else self.folded, types)
+
+
+def _typed_paths(sc: Any) -> Iterator[tuple[Any, torch.Tensor, float]]:
+    """Instruction, weight ``[u, v, w]`` and factor of each path."""
+    for _, path, weight in sc.weight_views(yield_instruction=True):
+        yield path, weight, path.path_weight / math.sqrt(sc.irreps_in1[path.i_in1].ir.dim)
+
+
+def _by_type(blocks: list[torch.Tensor]) -> torch.Tensor:
+    """Blocks ``[u, t, w]`` of paths as rows of types."""
+    return torch.cat([m.transpose(0, 1).flatten(1) for m in blocks], 1)

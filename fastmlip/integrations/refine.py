@@ -56,6 +56,13 @@ def remark(metadata: dict[str, str]) -> str:
     )
 
 
+def positive(tol: float) -> float:
+    """``tol``, checked."""
+    if not tol > 0:
+        raise ValueError(f"tol: expected a positive number (eV/Angstrom), got {tol}")
+    return tol
+
+
 def refine(
     host: HostModel,
     fit: Callable[[int], None],

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from fastmlip.integrations.host import readable
 from fastmlip.integrations.nequip.energies import by_type_name
-from fastmlip.integrations.nequip.models import read_checkpoint, readable
+from fastmlip.integrations.nequip.models import read_checkpoint
 from fastmlip.torch_private import PACKAGE_LOGGER
 
 MODIFIERS = "enable_FastMLIP"  # what the names of our modifiers begin with

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations.host import HostModel
+from fastmlip.integrations.host import HostModel, readable
 from fastmlip.integrations.nequip import private
 from fastmlip.integrations.nequip.config import compose, find, placeholder_statistics
 
@@ -129,24 +129,6 @@ def load(path: Path, dtype: str | None, device: str) -> HostModel | None:
                 with readable(path, kind):
                     return reader(path, dtype, device)
     return None
-
-
-@contextlib.contextmanager
-def readable(path: Path, kind: str) -> Iterator[None]:
-    """Names the file that is cut off or of another kind; torch, zip and pickle may raise anything.
-
-    Raises:
-        ValueError: whatever was raised inside.
-    """
-    try:
-        yield
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a {kind}, it may be cut off or of another kind: "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def _from_config(path: Path, dtype: str | None, device: str) -> HostModel:

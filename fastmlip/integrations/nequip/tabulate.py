@@ -26,7 +26,7 @@ from fastmlip.integrations.nequip.sequential_graph_network import (
     table_parts,
     unseen_by_tables,
 )
-from fastmlip.integrations.refine import refine, refuse_states
+from fastmlip.integrations.refine import positive, refine, refuse_states
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops._edge_embedding_reference import radial as bessel_embedding
 
@@ -46,10 +46,7 @@ def refuse_training() -> None:
 
 def tolerance(tol: float | None) -> float:
     """``tol``, checked, or the default."""
-    tol = default_tolerance.get() if tol is None else tol
-    if not tol > 0:
-        raise ValueError(f"tol: expected a positive number (eV/Angstrom), got {tol}")
-    return tol
+    return positive(default_tolerance.get() if tol is None else tol)
 
 
 def tabulate_(

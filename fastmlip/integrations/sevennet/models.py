@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations.host import HostModel
+from fastmlip.integrations.host import HostModel, readable
 
 Tensor = torch.Tensor
 TAKES = "a model of SevenNet's, an AtomGraphSequential, or a path to its checkpoint (.pth)"
@@ -144,11 +144,6 @@ def load(path: Path, dtype: str | None, device: str) -> HostModel | None:
         raise ValueError(f"dtype: SevenNet's models are float32 ones, got {dtype}")
     from sevenn.util import load_checkpoint
 
-    try:
+    with readable(path, "checkpoint of SevenNet's"):
         model = load_checkpoint(str(path)).build_model()
-    except Exception as error:  # torch, pickle and zip may raise anything
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint of SevenNet's, it may be cut off or of another "
-            f"kind: {type(error).__name__}: {error}"
-        ) from error
     return _described(model, str(path), "checkpoint")

@@ -40,13 +40,12 @@ from fastmlip.integrations.sevennet.layer import (
 )
 from fastmlip.ops.edge_order import edge_order
 
-EMBEDDING = ("EdgeEmbedding", "FastEdgeEmbedding")
 # modules whose effect on the data is known
 KNOWN = {
-    *EMBEDDING, "EdgePreprocess", "OnehotEmbedding", "IrrepsLinear", "SelfConnectionIntro",
-    "SelfConnectionLinearIntro", "FastIrrepsConvolution", "IrrepsConvolution",
-    "SelfConnectionOutro", "EquivariantGate", "FCN_e3nn", "Rescale", "SpeciesWiseRescale",
-    "ModalWiseRescale", "AtomReduce", "ForceOutput", "ForceStressOutput",
+    "EdgeEmbedding", "FastEdgeEmbedding", "EdgePreprocess", "OnehotEmbedding", "IrrepsLinear",
+    "SelfConnectionIntro", "SelfConnectionLinearIntro", "FastIrrepsConvolution",
+    "IrrepsConvolution", "SelfConnectionOutro", "EquivariantGate", "FCN_e3nn", "Rescale",
+    "SpeciesWiseRescale", "ModalWiseRescale", "AtomReduce", "ForceOutput", "ForceStressOutput",
     "ForceStressOutputFromEdge", "_ModalInputPrepare",
 }  # fmt: skip
 FORCES = {"ForceOutput", "ForceStressOutput", "ForceStressOutputFromEdge"}
@@ -168,12 +167,8 @@ def _plan(network: Any) -> Plan:
     found = layers(row)
     if not found:
         return Plan("it has no layers that fastmlip knows", ())
-    for path, module in network.named_children():
-        if inner.kind(module) not in KNOWN:
-            why = f"{path} is a {inner.kind(module)}, whose effect on the data is not known here"
-            return Plan(why, ())
     named = [("", network), *network.named_children()]
-    if reason := inner.why_not(named) or _types(row, found):
+    if reason := _unknown(network) or inner.why_not(named) or _types(row, found):
         return Plan(reason, ())
     steps, at = [], 0
     while at < len(row):
@@ -189,6 +184,14 @@ def _plan(network: Any) -> Plan:
         steps.append(parts)
         at += len(parts)
     return Plan("", steps)
+
+
+def _unknown(network: Any) -> str:
+    """Which modules may do anything to the data; empty where there is none."""
+    for path, module in network.named_children():
+        if inner.kind(module) not in KNOWN:
+            return f"{path} is a {inner.kind(module)}, whose effect on the data is not known here"
+    return ""
 
 
 def _types(row: Sequence[Any], found: dict[int, Parts]) -> str:
@@ -211,11 +214,9 @@ def _types(row: Sequence[Any], found: dict[int, Parts]) -> str:
 def judge(module: Any, model: torch.nn.Module) -> str | None:
     """Why an ``AtomGraphSequential`` cannot be swapped, empty where it can; None for one without
     layers, such as a part of a model in LAMMPS."""
-    row = [inner.kind(child) for child in module]
-    if "IrrepsConvolution" not in row and "FastIrrepsConvolution" not in row:
-        return None
-    unknown = ", ".join(sorted({kind for kind in row if kind not in KNOWN}))
-    return f"the effect of its {unknown} on the data is not known here" if unknown else ""
+    kinds_of = {inner.kind(child) for child in module}
+    has_layers = kinds_of & {"IrrepsConvolution", "FastIrrepsConvolution"}
+    return _unknown(module) if has_layers else None
 
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:

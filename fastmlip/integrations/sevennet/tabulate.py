@@ -16,7 +16,7 @@ import torch
 
 from fastmlip.integrations import inner
 from fastmlip.integrations.host import TOLERANCE
-from fastmlip.integrations.refine import LARGE, ROUNDINGS, refine, refuse_states
+from fastmlip.integrations.refine import LARGE, ROUNDINGS, positive, refine, refuse_states
 from fastmlip.integrations.sevennet import models
 from fastmlip.integrations.sevennet.edge_embedding import FastEdgeEmbedding
 from fastmlip.integrations.sevennet.network import FastAtomGraphSequential, kinds
@@ -34,9 +34,7 @@ def has_tables(model: torch.nn.Module) -> bool:
 
 def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None) -> None:
     """Tabulate an accelerated model in place; :func:`fastmlip.tabulate` describes it."""
-    tol = TOLERANCE if tol is None else tol
-    if not tol > 0:
-        raise ValueError(f"tol: expected a positive number (eV/Angstrom), got {tol}")
+    tol = positive(TOLERANCE if tol is None else tol)
     if not isinstance(model, FastAtomGraphSequential):
         raise ValueError(f"model: expected a whole model of SevenNet's, got {type(model).__name__}")
     network: Any = model
