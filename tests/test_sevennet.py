@@ -2,8 +2,10 @@
 
 import copy
 import io
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from e3nn.util import jit
 from sevenn.calculator import SevenNetCalculator
 from sevenn.train.loss import ForceLoss, PerAtomEnergyLoss, StressLoss
 from sevenn.train.trainer import Trainer
+from sevenn.util import pretrained_name_to_path
 from torch_geometric.loader.dataloader import Collater
 
 F32, F64 = torch.float32, torch.float64
@@ -61,8 +64,20 @@ def test_pretrained_models(name):
         assert abs(got - want[energy]) <= 1e-6 * abs(want[energy])
 
 
+@pytest.mark.parametrize("name", ["parity, XPLOR", "linear"])
+def test_the_check_passes(name):
+    report = fastmlip.check(cases.small(name, F32))
+    assert report.passed
+    (inversion,) = [result for result in report.results if result.name == "inversion"]
+    assert inversion.status == ("skipped" if name == "linear" else "passed")
+
+
 def test_the_check_of_a_checkpoint_passes():
-    assert fastmlip.check(cases.small("parity, XPLOR", F32)).passed
+    """SevenNet-0, whose irreps have no parities, on the command line."""
+    command = [Path(sys.executable).parent / "fastmlip", "check", pretrained_name_to_path("7net-0")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout and "skipped" in done.stdout
 
 
 def test_calculators():

@@ -14,7 +14,7 @@ from fastmlip.checks.measure import Errors
 from fastmlip.checks.model import Side
 
 AUTOGRAD, FORCES, STOCK, TRAINING = "autograd", "forces", "stock", "training"
-BATCHES, COMPILED = "batches", "compiled"
+BATCHES, COMPILED, INVERSION = "batches", "compiled", "inversion"
 
 
 class Check(NamedTuple):
@@ -51,6 +51,8 @@ class Check(NamedTuple):
             return "it computes no forces"
         if COMPILED in self.needs and not compiled:
             return "for compiled models only, the check before is sharper"
+        if INVERSION in self.needs and not side.host.has_inversion:
+            return "the model has the symmetry of rotations alone: its irreps have no parities"
         if BATCHES in self.needs and compiled:
             return "compiled models take what they were compiled for"
         return ""
@@ -105,7 +107,7 @@ CHECKS = (
         1e-6, 5e-3, measure.jacobian_symmetry, (FORCES, COMPILED),
     ),
     Check("rotations", "turned at random, turned back", 1e-10, 2e-5, measure.rotations),
-    Check("inversion", "every vector reversed", 1e-10, 2e-5, measure.inversion),
+    Check("inversion", "every vector reversed", 1e-10, 2e-5, measure.inversion, (INVERSION,)),
     Check("translations", "atoms moved, also by lattice vectors", 1e-10, 2e-5,
           measure.translations),
     Check("atom order", "atoms renumbered at random", 1e-10, 2e-5, measure.atom_order),

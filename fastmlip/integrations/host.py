@@ -149,6 +149,8 @@ class HostModel:
         table_tolerance: largest error of a force component that its tables were made for,
             eV/Angstrom; 0 for a model without tables.
         notes: what was changed or left out on the way.
+        has_inversion: whether energies stay the same where all vectors are reversed; not in a model
+            whose irreps have no parities.
     """
 
     model: Module
@@ -160,6 +162,7 @@ class HostModel:
     per_edge_type_cutoff: Any = None
     table_tolerance: float = 0.0
     notes: list[str] = field(default_factory=list)
+    has_inversion: bool = True
 
     @property
     def compiled(self) -> bool:

@@ -110,7 +110,7 @@ def _volumes(data: dict[str, Tensor]) -> Tensor:
 
 def describe(model: torch.nn.Module) -> HostModel | None:
     """A whole model of SevenNet's; None for anything else."""
-    is_ours = hasattr(model, "type_map") and hasattr(model, "set_is_batch_data")
+    is_ours = all(hasattr(model, n) for n in ("type_map", "set_is_batch_data", "edge_embedding"))
     return host_model(model) if is_ours else None
 
 
@@ -127,9 +127,11 @@ def _described(model: Any, origin: str, kind: str) -> HostModel:
     names = [chemical_symbols[number] for number in numbers]
     about = getattr(model, "table_metadata", {})
     tolerance = float(about.get("fastmlip_table_tolerance", 0.0))
+    harmonics = model.edge_embedding.spherical.irreps_out
     return SevenNetModel(
-        model, origin, kind, dtype, names, float(model.cutoff), table_tolerance=tolerance
-    )
+        model, origin, kind, dtype, names, float(model.cutoff), table_tolerance=tolerance,
+        has_inversion=all(ir.p == (-1) ** ir.l for _, ir in harmonics),
+    )  # fmt: skip
 
 
 def load(path: Path, dtype: str | None, device: str) -> HostModel | None:
