@@ -177,6 +177,17 @@ struct Nodes {
     }
   }
 
+  // Of nodes that will be read next: rows are far apart, which the processor does not foresee.
+  void prefetch(const int64_t* node, int64_t count, int64_t channel) const {
+    for (int64_t r = 0; r < count; ++r) {
+      const auto rows = [&](const T* from, int64_t size) {
+        for (int64_t i = 0; from && i < size; ++i)
+          prefetch_soon(from + (node[r] * size + i) * t.channels + channel);
+      };
+      rows(t.x, inputs), rows(t.along, inputs), rows(t.grad, outputs);
+    }
+  }
+
   // Rows [size] of the result, from `begin` on, to those nodes.
   void write(const Vec<T>* begin, int64_t size, const int64_t* node, int64_t count, int64_t channel,
              T* to) const {
@@ -303,10 +314,13 @@ void each_group(const PolynomialTensors<T>& t, const Typed& typed, const Polynom
     for (int64_t i; (i = shares.take(part)) >= 0;) {
       const Task& task = tasks[i];
       pack(t, header.num_terms, task, term, c.get());
-      for (int64_t n = task.first; n < task.last; n += kNodes<kSecond>) {
-        const int64_t count = std::min<int64_t>(kNodes<kSecond>, task.last - n);
-        nodes.read(typed.node + n, count, task.channel);
-        f(task, c.get(), nodes, typed.node + n, count);
+      for (int64_t n = task.first, next; n < task.last; n = next) {
+        next = std::min<int64_t>(n + kNodes<kSecond>, task.last);
+        const int64_t* node = typed.node + n;
+        nodes.read(node, next - n, task.channel);
+        nodes.prefetch(node + (next - n), std::min<int64_t>(kNodes<kSecond>, task.last - next),
+                       task.channel);
+        f(task, c.get(), nodes, node, next - n);
       }
     }
   });
@@ -363,8 +377,10 @@ void sums(const PolynomialTensors<T>& t, const Typed& typed, const int64_t* tabl
       };
       std::fill(&dc[entry(begin)], &dc[entry(end)], Vec<T>{});
       const int64_t last = typed.type_end[type];
-      for (int64_t n = type ? typed.type_end[type - 1] : 0; n < last; n += kNodes<kSecond>) {
-        nodes.read(typed.node + n, std::min<int64_t>(kNodes<kSecond>, last - n), channel);
+      for (int64_t n = type ? typed.type_end[type - 1] : 0, next; n < last; n = next) {
+        next = std::min<int64_t>(n + kNodes<kSecond>, last);
+        nodes.read(typed.node + n, next - n, channel);
+        nodes.prefetch(typed.node + next, std::min<int64_t>(kNodes<kSecond>, last - next), channel);
         dcoefficients_sums<T, kSecond>(plan, begin, end, nodes.x.get(), nodes.grad.get(), dc.get());
       }
       const int left = int(std::min<int64_t>(kLanes<T>, t.channels - channel));

@@ -165,9 +165,7 @@ def dx(grad, x, along, coefficients, types, tables) -> Tensor:
 
 def dcoefficients(grad, x, along, types, tables, num_types: int, terms: int) -> Tensor:
     """``[num_types, terms, U]``."""
-    grad, x, along, tables = (
-        t if t is None else t.contiguous() for t in (grad, x, along, tables)
-    )
+    grad, x, along, tables = (t if t is None else t.contiguous() for t in (grad, x, along, tables))
     nodes, inputs, channels = x.shape
     in_order, node = torch.sort(types[:nodes], stable=True)
     kinds = torch.arange(num_types + 1, device=x.device)

@@ -1,6 +1,6 @@
 """MACE's couplings of spherical tensors, from Clebsch-Gordan coefficients, and their polynomials.
 
-The inputs of a channel are one tensor of each degree l = 0 .. l_max with parity (-1)^l. MACE couples
+The inputs of a channel are one tensor of each l = 0 .. l_max with parity (-1)^l. MACE couples
 ``degree`` of them, one after the other, to each output of l = 0 .. l_out with parity (-1)^l.
 """
 
@@ -30,7 +30,7 @@ def _coupled(l_max: int, degree: int, wanted: int | None) -> list[tuple[int, int
     inputs = (l_max + 1) ** 2
     if degree == 1:
         each = torch.eye(inputs, dtype=torch.float64)
-        ways = [(l, (-1) ** l, each[l**2 : (l + 1) ** 2]) for l in range(l_max + 1)]
+        ways = [(l1, (-1) ** l1, each[l1**2 : (l1 + 1) ** 2]) for l1 in range(l_max + 1)]
     else:
         ways = []
         lefts = _coupled(l_max, degree - 1, None)
@@ -74,9 +74,9 @@ def symmetric(l_max: int, l_out: int, degree: int) -> dict[Term, Tensor]:
 def polynomial(l_max: int, l_out: int, degree: int) -> Polynomial:
     """All outputs of l = 0 .. l_out, of degrees 1 to ``degree``."""
     terms = [
-        (l**2 + m, monomial)
-        for l in range(l_out + 1)
+        (l3**2 + m, monomial)
+        for l3 in range(l_out + 1)
         for one in range(1, degree + 1)
-        for m, monomial in symmetric(l_max, l, one)
+        for m, monomial in symmetric(l_max, l3, one)
     ]
     return Polynomial((l_max + 1) ** 2, (l_out + 1) ** 2, tuple(sorted(terms)))
