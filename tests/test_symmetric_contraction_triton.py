@@ -56,7 +56,7 @@ else:
         case = OP.cases[NAME]
         operands = OP.arguments(OP.make_inputs(case, nodes=3), case)
         operands["types"][1] = wrong
-        with backend.use_backend("triton"), pytest.raises(RuntimeError, match=r"types: .*num_types"):
+        with backend.use_backend("triton"), pytest.raises(RuntimeError, match="types: "):
             ops.symmetric_contraction(**operands)
 
     def test_the_same_bits_in_every_run():

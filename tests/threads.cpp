@@ -5,21 +5,21 @@
 #include <cstdio>
 #include <functional>
 
-#include "../csrc/contraction.h"
-#include "../csrc/edge_embedding.h"
-#include "../csrc/edge_pair.h"
-#include "../csrc/edge_vectors.h"
-#include "../csrc/env_sum.h"
-#include "../csrc/gate.h"
-#include "../csrc/irreps_linear.h"
-#include "../csrc/isa.h"
-#include "../csrc/pair_linear.h"
-#include "../csrc/radial_conv.h"
-#include "../csrc/scalar_mlp.h"
-#include "../csrc/scale_shift.h"
-#include "../csrc/spline.h"
-#include "../csrc/tensor_product_conv.h"
-#include "../csrc/zbl.h"
+#include "base/isa.h"
+#include "graph/edge_pair.h"
+#include "graph/edge_vectors.h"
+#include "operators/contraction.h"
+#include "operators/edge_embedding.h"
+#include "operators/env_sum.h"
+#include "operators/gate.h"
+#include "operators/irreps_linear.h"
+#include "operators/pair_linear.h"
+#include "operators/radial_conv.h"
+#include "operators/scalar_mlp.h"
+#include "operators/scale_shift.h"
+#include "operators/spline.h"
+#include "operators/tensor_product_conv.h"
+#include "operators/zbl.h"
 
 namespace fastmlip {
 
