@@ -234,3 +234,5 @@ WRITTEN = {
     "_edge_vectors_fwd_kernel": {"out"},
     "_edge_vectors_bwd_kernel": {"out"},
 }  # fmt: skip
+# whose programs are as many as there are coefficients, whatever the number of nodes
+OF_TERMS = {"_symmetric_contraction_terms_kernel"}
