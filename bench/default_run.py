@@ -22,6 +22,12 @@ ROWS: dict[str, dict[str, Sequence[Any]]] = {
     "bench_env_sum": {"what": (MD, TRAINING)},
     "bench_spline": {"what": (MD,)},
     "bench_contraction": {"what": (MD, TRAINING)},
+    "bench_symmetric_contraction": {
+        "name": ("mace medium",),
+        "nodes": (64,),
+        "weights": ("frozen",),
+        "what": (MD,),
+    },
     "bench_irreps_linear": {"nodes": (1_000,), "what": (MD,)},
     "bench_pair_linear": {"name": ("nequip-M, last layer",), "what": (MD, TRAINING)},
     "bench_gate": {"name": ("nequip-M",), "nodes": (1_000,), "what": (MD, TRAINING)},

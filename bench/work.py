@@ -95,6 +95,20 @@ def _linear(x, weight, types, tables, *_) -> int:
     return 2 * x.shape[0] * int((paths[:, 1] * paths[:, 3] * paths[:, 4]).sum())
 
 
+def _polynomial(x, along, coefficients, types, tables, outputs) -> int:
+    """Sums over terms, and over pairs of their factors."""
+    rows = tables[5 : 5 + 4 * coefficients.shape[1]].view(-1, 4)
+    sums = rows.shape[0] + rows[:, :3].unique(dim=0).shape[0]
+    return 2 * (1 if along is None else 2) * x.shape[0] * x.shape[2] * sums
+
+
+def _polynomial_dx(grad, x, along, coefficients, types, tables) -> int:
+    """Sums over terms, and the slopes of each monomial."""
+    rows = tables[5 : 5 + 4 * coefficients.shape[1]].view(-1, 4)
+    sums = rows.shape[0] + 2 * rows[:, 1:].unique(dim=0).shape[0]
+    return 2 * (1 if along is None else 2) * x.shape[0] * x.shape[2] * sums
+
+
 def _mlp(x, x2, weights, *_) -> int:
     return 2 * x.shape[0] * weights.numel()
 
@@ -107,6 +121,8 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "radial_conv_cpu": _conv,
     "radial_conv_backward_cpu": _conv_backward,
     "irreps_linear_cpu": _linear,
+    "symmetric_contraction_cpu": _polynomial,
+    "symmetric_contraction_dx_cpu": _polynomial_dx,
     "scalar_mlp_cpu": _mlp,
     "scalar_mlp_backward_cpu": _mlp_backward,
 }
