@@ -107,7 +107,7 @@ SYMMETRIC_CONTRACTIONS = {
 }  # fmt: skip
 
 OPERATOR = Operator(
-    op, reference, make_inputs, SYMMETRIC_CONTRACTIONS, arguments, {"nodes": 200}, {"nodes": 3},
+    op, reference, make_inputs, SYMMETRIC_CONTRACTIONS, arguments, {"nodes": 5000}, {"nodes": 3},
     triton=("one channel", "unused inputs and outputs"),
     slow=frozenset(("mace medium", "mace large")),
 )  # fmt: skip
