@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "parallel.h"
+#include "typed.h"
 
 namespace fastmlip {
 
@@ -16,13 +17,6 @@ struct LinearHeader {
 // Blocks `in` and `out` (where they start in a row) of mul_in and mul_out irreps of `dim`.
 struct LinearPath {
   int64_t in, mul_in, out, mul_out, dim, weight;
-};
-
-// Nodes n of type t are node[type_end[t - 1]] .. node[type_end[t] - 1]; without types (node null)
-// all are of type 0.
-struct Typed {
-  const int64_t *node, *type_end;
-  int64_t num_types, num_nodes;
 };
 
 struct IrrepsLinear {

@@ -2,9 +2,9 @@
 #include "../irreps_linear.h"
 
 #include <optional>
-#include <vector>
 
 #include "common.h"
+#include "typed.h"
 
 namespace fastmlip {
 
@@ -64,20 +64,6 @@ const LinearHeader& check_linear(const Tensor& tables) {
   return h;
 }
 
-// Nodes in the order of their types.
-struct Sorted {
-  std::vector<int64_t> node, type_end;
-
-  Sorted(const int64_t* types, int64_t num_nodes, int64_t num_types)
-      : node(num_nodes), type_end(num_types) {
-    expect_range("types", types, num_nodes, num_types, ", the number of types");
-    for (int64_t n = 0; n < num_nodes; ++n) ++type_end[types[n]];
-    std::vector<int64_t> next(num_types);
-    for (int64_t t = 1; t < num_types; ++t) next[t] = type_end[t - 1], type_end[t] += next[t];
-    for (int64_t n = 0; n < num_nodes; ++n) node[next[types[n]]++] = n;
-  }
-};
-
 // What the kernels take of the types: nothing, where there is one set of weights.
 struct Types {
   std::optional<Sorted> sorted;
@@ -94,8 +80,7 @@ struct Types {
   }
 
   Typed typed() const {
-    return {sorted ? sorted->node.data() : nullptr, sorted ? sorted->type_end.data() : nullptr,
-            num_types, num_nodes};
+    return sorted ? sorted->typed() : Typed{nullptr, nullptr, num_types, num_nodes};
   }
 };
 

@@ -14,11 +14,12 @@ from fastmlip.ops.radial_conv import radial_conv
 from fastmlip.ops.scalar_mlp import scalar_mlp
 from fastmlip.ops.scale_shift import scale_shift
 from fastmlip.ops.spline import spline
+from fastmlip.ops.symmetric_contraction import symmetric_contraction
 from fastmlip.ops.tensor_product_conv import tensor_product_conv
 from fastmlip.ops.zbl import zbl
 
 __all__ = [
     "contraction", "edge_embedding", "edge_order", "edge_pair", "edge_vectors", "env_sum", "gate",
     "ghost_exchange", "irreps_linear", "pair_linear", "radial_conv", "scalar_mlp", "scale_shift",
-    "spline", "tensor_product_conv", "zbl",
+    "spline", "symmetric_contraction", "tensor_product_conv", "zbl",
 ]  # fmt: skip

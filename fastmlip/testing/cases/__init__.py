@@ -12,6 +12,7 @@ from fastmlip.testing.cases import (
     scalar_mlp,
     scale_shift,
     spline,
+    symmetric_contraction,
     tensor_product_conv,
     zbl,
 )
@@ -29,6 +30,7 @@ OPERATORS: dict[str, Operator] = {
     "scalar_mlp": scalar_mlp.OPERATOR,
     "scale_shift": scale_shift.OPERATOR,
     "spline": spline.OPERATOR,
+    "symmetric_contraction": symmetric_contraction.OPERATOR,
     "tensor_product_conv": tensor_product_conv.OPERATOR,
     "zbl": zbl.OPERATOR,
 }
