@@ -1,6 +1,11 @@
 """Fused kernels for E(3)-equivariant interatomic potentials, on CPU (C++) and GPU (Triton)."""
 
-from fastmlip import data, nn, ops
+import torch
+
+# e3nn 0.4, which MACE needs, has one in its constants, and newer torch loads them only then
+torch.serialization.add_safe_globals([slice])
+
+from fastmlip import data, nn, ops  # noqa: E402
 from fastmlip.backend import BackendUnavailableError, info, use_backend, warn_if_slow
 from fastmlip.checks import check
 from fastmlip.integrations import accelerate, summary, tabulate

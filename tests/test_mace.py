@@ -13,21 +13,31 @@ pytest.importorskip("mace", reason="MACE needs e3nn 0.4.4, an environment of its
 import mace_cases as cases
 
 F32, F64 = torch.float32, torch.float64
-TOLERANCE = {F32: 1e-5, F64: 1e-10}
 
 
 def both(name="residual", dtype=F64, **options):
     return cases.small(name, dtype), fastmlip.accelerate(cases.small(name, dtype), **options)
 
 
-@pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("name", list(cases.VARIANTS))
-def test_energies_forces_and_stress(name, dtype):
-    stock, fast = both(name, dtype)
+def test_energies_forces_and_stress(name):
+    stock, fast = both(name)
     assert {(row.status, row.reason) for row in report(fast)} == {("swapped", "")}
     for atoms in cases.STRUCTURES.values():
-        want = cases.run(stock, atoms, dtype=dtype)
-        cases.assert_same(cases.run(fast, atoms, dtype=dtype), want, TOLERANCE[dtype])
+        cases.assert_same(cases.run(fast, atoms), cases.run(stock, atoms), 1e-10)
+
+
+@pytest.mark.parametrize("name", list(cases.VARIANTS))
+def test_float32(name):
+    """As near to float64 as stock is, which has errors beyond 1e-5 where atoms are close."""
+    stock, fast = both(name, F32)
+    for atoms in cases.STRUCTURES.values():
+        exact = cases.run(cases.small(name), atoms)
+        got, want = (cases.run(model, atoms, dtype=F32) for model in (fast, stock))
+        for key, expected in exact.items():
+            size = expected.abs().max().clamp(min=0.1)
+            allowed = max(1e-5 * size, 4 * (want[key] - expected).abs().max())
+            assert (got[key] - expected).abs().max() <= allowed, key
 
 
 def test_batches():

@@ -20,7 +20,7 @@ from e3nn.o3 import Irreps
 
 from fastmlip import nn
 from fastmlip.integrations import inner
-from fastmlip.ops.symmetric_contraction import Polynomial
+from fastmlip.polynomial import Polynomial
 
 Tensor = torch.Tensor
 HIGHEST = 3  # degree

@@ -43,6 +43,7 @@ class MaceModel(HostModel):
                 "ptr": torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
                 "head": torch.zeros_like(counts),
             },
+            training=self.model.training,
             compute_stress=True,
         )
         volume = torch.linalg.det(cell).abs().view(-1, 1, 1)
