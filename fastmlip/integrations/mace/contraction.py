@@ -20,11 +20,9 @@ from e3nn.o3 import Irreps
 
 from fastmlip import nn
 from fastmlip.integrations import inner
-from fastmlip.polynomial import Polynomial
+from fastmlip.polynomial import HIGHEST, Polynomial
 
 Tensor = torch.Tensor
-HIGHEST = 3  # degree
-Terms = dict[tuple[int, tuple[int, ...]], Tensor]  # of outputs and monomials: S over parameters
 
 
 class FoldedContraction(torch.nn.Module):
@@ -35,33 +33,26 @@ class FoldedContraction(torch.nn.Module):
 
     def __init__(self, contraction: Any) -> None:
         super().__init__()
-        terms: list[tuple[int, tuple[int, ...]]] = []
-        self.blocks: list[tuple[int, int]] = []  # of S: which contraction, which degree
-        first = 0
-        for number, part in enumerate(contraction.contractions):
-            for degree in range(1, part.correlation + 1):
-                found = _terms(part.U_tensors(degree), degree, first)
-                if not found:
-                    continue
-                name = f"S_{len(self.blocks)}"
-                self.register_buffer(name, torch.stack(list(found.values())), persistent=False)
-                self.blocks.append((number, degree))
-                terms += found
-            first += Irreps(str(contraction.irreps_out))[number].ir.dim
-        inputs = Irreps(str(contraction.irreps_in))
+        inputs, outputs = (Irreps(str(i)) for i in (contraction.irreps_in, contraction.irreps_out))
         self.channels = inputs[0].mul
-        order = sorted(range(len(terms)), key=terms.__getitem__)
-        polynomial = Polynomial(sum(ir.dim for _, ir in inputs), first, tuple(sorted(terms)))
+        terms: list[tuple[int, tuple[int, ...]]] = []
+        for number, part in enumerate(contraction.contractions):
+            first = sum(ir.dim for _, ir in outputs[:number])
+            found, s = _terms(part, first)
+            self.register_buffer(f"S_{number}", s, persistent=False)
+            terms += found
+        polynomial = Polynomial(
+            sum(ir.dim for _, ir in inputs), sum(ir.dim for _, ir in outputs), tuple(terms)
+        )
         self.operator = nn.SymmetricContraction(polynomial)
-        self.register_buffer("order", torch.tensor(order), persistent=False)
 
     def fold(self, contraction: Any, types: Tensor) -> Tensor:
         """Coefficients ``[len(types), terms, U]``."""
-        parts = []
-        for n, (number, degree) in enumerate(self.blocks):
-            weights = _weights(contraction.contractions[number], degree)
-            parts.append(torch.matmul(getattr(self, f"S_{n}"), weights.index_select(0, types)))
-        return torch.cat(parts, 1).index_select(1, self.order)
+        blocks = []
+        for number, part in enumerate(contraction.contractions):
+            weights = torch.cat([w.index_select(0, types) for w in _weights(part)], 1)
+            blocks.append(torch.matmul(getattr(self, f"S_{number}"), weights))
+        return torch.cat(blocks, 1)
 
     def forward(
         self, contraction: Any, x: Tensor, types: Tensor, kind: Tensor,
@@ -89,20 +80,26 @@ class FoldedContraction(torch.nn.Module):
         return ""
 
 
-def _weights(part: Any, degree: int) -> Tensor:
-    """``[num_elements, parameters, U]``"""
-    highest = part.correlation
-    return part.weights_max if degree == highest else part.weights[highest - degree - 1]
+def _weights(part: Any) -> list[Tensor]:
+    """``[num_elements, parameters, U]`` of each degree, the first one first."""
+    return [*reversed(list(part.weights)), part.weights_max]
 
 
-def _terms(u: Tensor, degree: int, first: int) -> Terms:
-    """Of ``U [m, i_1 .. i_degree, k]``, or without m for a scalar; ``first`` is the number of the
-    output m = 0."""
-    u = u if u.dim() == degree + 2 else u.unsqueeze(0)
-    found: Terms = {}
-    entries = u.abs().amax(-1).nonzero()
-    values = u[tuple(entries.t())]
-    for (m, *inputs), value in zip(entries.tolist(), values, strict=True):
-        at = (first + m, tuple(sorted(inputs)))
-        found[at] = found[at] + value if at in found else value
-    return found
+def _terms(part: Any, first: int) -> tuple[list[tuple[int, tuple[int, ...]]], Tensor]:
+    """Outputs, counted from ``first``, and monomials of a ``Contraction``, in ascending order, and
+    S ``[terms, parameters of all degrees]``."""
+    found: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+    us = [part.U_tensors(degree) for degree in range(1, part.correlation + 1)]
+    parameters = [u.shape[-1] for u in us]
+    for degree, u in enumerate(us, 1):
+        u = u if u.dim() == degree + 2 else u.unsqueeze(0)  # a scalar has no m
+        entries = u.abs().amax(-1).nonzero()
+        rows = u.new_zeros(len(entries), sum(parameters))
+        start = sum(parameters[: degree - 1])
+        rows[:, start : start + parameters[degree - 1]] = u[tuple(entries.t())]
+        for (m, *inputs), row in zip(entries.tolist(), rows, strict=True):
+            at = (first + m, tuple(sorted(inputs)))
+            found[at] = found[at] + row if at in found else row
+    terms = sorted(found)
+    empty = us[0].new_zeros(0, sum(parameters))
+    return terms, torch.stack([found[at] for at in terms]) if terms else empty
