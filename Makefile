@@ -8,7 +8,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
-CSRC := $(wildcard csrc/*.cpp csrc/*.h csrc/torch/*.cpp csrc/torch/*.h)
+CSRC := $(filter-out csrc/lammps/%,$(wildcard csrc/*/*.cpp csrc/*/*.h))
 # compiled on the machine of the user, by `fastmlip lammps-plugin`
 PLUGIN := $(wildcard csrc/lammps/*.cpp csrc/lammps/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
@@ -78,17 +78,17 @@ sanitize: $(VENV)/.test
 # every kernel on several threads under the thread sanitizer, in a program without torch, whose own
 # threads it could not see into; -R: where addresses are random, it may find no room for its own
 TSAN := build/tsan
-TSAN_OBJECTS := $(patsubst csrc/%.cpp,$(TSAN)/%.o,$(filter-out %/old_glibc.cpp,\
-	$(wildcard csrc/*.cpp)))
-TSAN_CXX = g++ -std=c++17 -O1 -g -fsanitize=thread -pthread -ffp-contract=fast -Wno-psabi \
+TSAN_OBJECTS := $(patsubst csrc/%.cpp,$(TSAN)/%.o,$(filter-out %/old_glibc.cpp csrc/torch/%,\
+	$(filter %.cpp,$(CSRC))))
+TSAN_CXX = g++ -Icsrc -std=c++17 -O1 -g -fsanitize=thread -pthread -ffp-contract=fast -Wno-psabi \
 	-DFASTMLIP_NO_UNROLL -DFASTMLIP_ISA=portable -DFASTMLIP_VECTOR_BYTES=16 \
 	-DFASTMLIP_L_MAX=$(shell sed -n 's/^L_MAX = \([0-9]*\).*/\1/p' fastmlip/problem.py)
 tsan: $(TSAN)/threads
 	TSAN_OPTIONS=halt_on_error=1 setarch -R $<
 $(TSAN)/threads: tests/threads.cpp tests/threads.h $(TSAN_OBJECTS)
 	$(TSAN_CXX) $< $(TSAN_OBJECTS) -o $@
-$(TSAN)/%.o: csrc/%.cpp $(wildcard csrc/*.h) fastmlip/problem.py
-	@mkdir -p $(TSAN)
+$(TSAN)/%.o: csrc/%.cpp $(filter %.h,$(CSRC)) fastmlip/problem.py
+	@mkdir -p $(@D)
 	$(TSAN_CXX) -c $< -o $@
 
 # within ten minutes on 2 cores; bench-all says how long it takes

@@ -25,13 +25,12 @@ if X86:
     ISAS["avx2"] = (32, ["-mavx2", "-mfma"])
     ISAS["avx512"] = (64, ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"])
     ISAS["avx512"][1].append("-mprefer-vector-width=512")
+CSRC = ROOT / "csrc"
 # have no vectors: compiled once
-PLAIN = {
-    "edge_order", "edge_pair", "edge_vectors", "ghost_exchange", "memory", "old_glibc",
-    "radial_plan", "shared_rows",
-}  # fmt: skip
-KERNELS = sorted({path.stem for path in ROOT.glob("csrc/*.cpp")} - PLAIN)
-TORCH = sorted(path.stem for path in ROOT.glob("csrc/torch/*.cpp"))
+PLAIN = {*CSRC.glob("base/*.cpp"), *CSRC.glob("graph/*.cpp")}
+PLAIN |= {CSRC / "operators/ghost_exchange.cpp", CSRC / "operators/radial_plan.cpp"}
+KERNELS = {*CSRC.glob("operators/*.cpp")} - PLAIN
+TORCH = {*CSRC.glob("torch/*.cpp")}
 OLDEST_TORCH = (2, 11)  # that this binary serves
 TORCH_ABI = "0x{:02x}{:02x}000000000000".format(*OLDEST_TORCH)
 GIB_PER_COMPILER = 2
@@ -107,21 +106,22 @@ class NinjaBuild(build_ext):
         def near(path: Path) -> str:  # relative: a tree that was moved is not compiled again
             return os.path.relpath(path, build) if path.is_relative_to(ROOT) else str(path)
 
+        headers = f"-I{near(CSRC)}"
         torch_flags = [f"-isystem {near(torch / 'include')}"]
         torch_flags += [f"-DTORCH_TARGET_VERSION={TORCH_ABI}", "-D_GLIBCXX_USE_CXX11_ABI=1"]
         torch_flags += ["-DFASTMLIP_X86"] if X86 else []
-        units = [(f"torch_{name}", f"torch/{name}", torch_flags) for name in TORCH]
-        units += [(name, name, []) for name in sorted(PLAIN)]
-        for kernel in KERNELS:
+        units = [(f"torch_{source.stem}", source, torch_flags) for source in sorted(TORCH)]
+        units += [(source.stem, source, []) for source in sorted(PLAIN)]
+        for source in sorted(KERNELS):
             for isa, (vector_bytes, flags) in ISAS.items():
                 defines = [f"-DFASTMLIP_ISA={isa}", f"-DFASTMLIP_VECTOR_BYTES={vector_bytes}"]
-                units.append((f"{kernel}_{isa}", kernel, defines + flags))
+                units.append((f"{source.stem}_{isa}", source, defines + flags))
 
         extra = os.environ.get("FASTMLIP_CXXFLAGS", "") + (f" {SANITIZE}" if sanitized() else "")
         libraries = f"-L{near(torch / 'lib')} -ltorch_cpu -lc10"
         lines = [
             f"cxx = {os.environ.get('CXX', 'g++')}",
-            f"flags = {' '.join(FLAGS)} {extra}",
+            f"flags = {' '.join(FLAGS)} {headers} {extra}",
             "rule compile",
             "  command = $cxx -MMD -MF $out.d $flags $unit -c $in -o $out",
             "  deps = gcc",
@@ -130,7 +130,7 @@ class NinjaBuild(build_ext):
             f"  command = $cxx -shared {extra} $in -o $out {libraries}",
         ]
         for unit, source, flags in units:
-            lines.append(f"build {unit}.o: compile {near(ROOT / 'csrc' / source)}.cpp")
+            lines.append(f"build {unit}.o: compile {near(source)}")
             lines.append(f"  unit = {' '.join(flags)}")
         lines.append(f"build {near(target)}: link {' '.join(f'{unit}.o' for unit, *_ in units)}")
         (build / "build.ninja").write_text("\n".join(lines) + "\n")

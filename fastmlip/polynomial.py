@@ -68,20 +68,25 @@ class Polynomial:
     @cached_property
     def rows(self) -> tuple[tuple[int, int, int, int], ...]:
         """``(output, i, j, k)`` of each term, inputs counted from 1; 0 is the factor 1."""
-        return tuple((output, *_padded(monomial, HIGHEST)) for output, monomial in self.terms)
+        rows = []
+        for output, monomial in self.terms:
+            i, j, k = _padded(monomial, HIGHEST)
+            rows.append((output, i, j, k))
+        return tuple(rows)
 
     @cached_property
     def words(self) -> tuple[int, ...]:
         """The numbers of :meth:`tables`."""
         values: dict[int, Groups] = {row: {} for row in range(self.outputs)}
         slopes: dict[int, Groups] = {row: {} for row in range(self.inputs)}
-        for t, (output, monomial) in enumerate(self.terms):
-            i, j, k = _padded(monomial, HIGHEST)
+        for t, (output, i, j, k) in enumerate(self.rows):
             values[output].setdefault((i, j, 1), []).append((t, k))
+            monomial = self.terms[t][1]
             for one in set(monomial):
                 rest = list(monomial)
                 rest.remove(one)
-                group = (*_padded(rest, HIGHEST - 1), monomial.count(one))
+                i, j = _padded(rest, HIGHEST - 1)
+                group = i, j, monomial.count(one)
                 slopes[one].setdefault(group, []).append((t, output + 1))
         terms = [word for row in self.rows for word in row]
         first = HEADER + len(terms)
@@ -119,7 +124,9 @@ def _section(rows: Iterable[Groups], begin: int) -> list[int]:
     groups = [group for row in rows for group in sorted(row.items())]
     at_group = begin + len(rows) + 1
     at_product = at_group + 4 * (len(groups) + 1)
-    pointers, table, products = [at_group], [], []
+    pointers = [at_group]
+    table: list[int] = []
+    products: list[int] = []
     for row in rows:
         pointers.append(pointers[-1] + 4 * len(row))
     for factors, found in groups:

@@ -21,7 +21,7 @@ from fastmlip import layout
 
 L_MAX = 11  # of irreps: e3nn's Wigner matrices end there; setup.py tells the C++ kernels
 
-# Fields of one path's row in the table that the C++ kernels read; csrc/tensor_product_conv.h
+# Fields of one path's row in the table that the C++ kernels read; csrc/tensor_product/table.h
 # names the same fields in the same order.
 PATH_FIELDS = (
     "mul", "d1", "d2", "d3", "in1_block", "in2_offset", "out_block", "weight_offset", "cg_begin",

@@ -167,7 +167,7 @@ def dcoefficients(grad, x, along, types, tables, num_types: int, terms: int) -> 
     """``[num_types, terms, U]``."""
     grad, x, along, tables = (t if t is None else t.contiguous() for t in (grad, x, along, tables))
     nodes, inputs, channels = x.shape
-    in_order, node = torch.sort(types[:nodes], stable=True)
+    in_order, node = torch.sort(types.narrow(0, 0, nodes), stable=True)
     kinds = torch.arange(num_types + 1, device=x.device)
     pointers = torch.searchsorted(in_order, kinds)
     out = x.new_empty((num_types, terms, channels))

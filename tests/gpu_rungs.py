@@ -180,11 +180,35 @@ def edge_vectors():
     return Rungs(call, (((NODES, 3), F64), ORDER, ((EDGES, 3), F64)), (FREE,) * 3)
 
 
+def symmetric_contraction():
+    case = OPERATORS["symmetric_contraction"].cases["unused inputs and outputs"]
+    problem, channels = case.problem, case.channels
+    terms = len(problem.terms)
+
+    def call(op, x, c, types, tables, grad):
+        return [
+            result
+            for along in (None, x)
+            for result in (
+                op.symmetric_contraction(x, along, c, types, tables, problem.outputs),
+                op.symmetric_contraction_dx(grad, x, along, c, types, tables),
+                op.symmetric_contraction_dcoefficients(
+                    grad, x, along, types, tables, c.shape[0], terms
+                ),
+            )
+        ]
+
+    x, c = ((NODES, problem.inputs, channels), F32), ((case.types, terms, channels), F32)
+    rest = ((NODES + 2,), INT), ((len(problem.words),), INT)
+    inputs = (x, c, *rest, ((NODES, problem.outputs, channels), F32))
+    return Rungs(call, inputs, (FREE, None, FREE, None, FREE))
+
+
 RUNGS = {
     make.__name__: make
     for make in (
         tensor_product_conv, edge_embedding, zbl, scale_shift, env_sum, contraction, spline,
-        edge_vectors,
+        symmetric_contraction, edge_vectors,
     )
 }  # fmt: skip
 # what each kernel writes; of these an operand that is None is not there
@@ -205,6 +229,10 @@ WRITTEN = {
     "_contraction_nodes_kernel": {"denv", "dweight"},
     "_spline_fwd_kernel": {"out"},
     "_spline_bwd_kernel": {"dplace"},
+    "_symmetric_contraction_kernel": {"out"},
+    "_symmetric_contraction_terms_kernel": {"out"},
     "_edge_vectors_fwd_kernel": {"out"},
     "_edge_vectors_bwd_kernel": {"out"},
 }  # fmt: skip
+# whose programs are as many as there are coefficients, whatever the number of nodes
+OF_TERMS = {"_symmetric_contraction_terms_kernel"}

@@ -39,10 +39,12 @@ SLICE = [
     ("contraction", "l_max 2, 64 channels", "sm_90"),
     ("contraction", "l_max 2, last layer", "gfx942"),
     ("spline", "16 pairs of types", "sm_80"),
+    ("symmetric_contraction", "mace medium", "sm_90"),
+    ("symmetric_contraction", "unused inputs and outputs", "gfx942"),
     ("edge_vectors", "sorted", "sm_90"),
 ]
 # whose programs take a block of the channels, or of the columns
-OF_CHANNELS = {"tensor_product_conv", "env_sum", "contraction", "spline"}
+OF_CHANNELS = {"tensor_product_conv", "env_sum", "contraction", "spline", "symmetric_contraction"}
 ARITHMETIC_F32 = re.compile(r"\b(?:add|sub|mul|fma|div|mad)[.a-z]*\.f32|\bv_(?:fma|mul|add)\w*_f32")
 
 
@@ -107,7 +109,7 @@ def test_kernels_compile_without_spills_or_atomics(operator, case, target):
     ("operator", "case"),
     [("tensor_product_conv", "nequip-S-last"), ("edge_embedding", "pairs-of-types"),
      ("scale_shift", "per type"), ("env_sum", "l_max 2"), ("contraction", "l_max 2, last layer"),
-     ("spline", "odd"),
+     ("spline", "odd"), ("symmetric_contraction", "mace medium"),
      pytest.param("zbl", "normed lengths", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_float64_models(operator, case):
@@ -129,7 +131,12 @@ def test_only_the_first_axis_of_a_grid_grows_with_nodes_and_edges(operator):
         for call in (call for one in passes(operator, case) for call in one.calls):
             constants = call.constants
             assert len(call.grid) <= 2
-            assert call.grid[0] in {NODES, EDGES, *(-(-EDGES // b) for b in (32, 64)), 1}
+            along_x = {NODES, EDGES, *(-(-EDGES // b) for b in (32, 64)), 1}
+            if operator == "symmetric_contraction":  # rows of nodes, or terms of types
+                row = OPERATORS[operator].cases[case]
+                problem, terms = row.problem, row.types * len(row.problem.terms)
+                along_x = {NODES * problem.inputs, NODES * problem.outputs, terms}
+            assert call.grid[0] in along_x
             if len(call.grid) == 2:
                 if call.kernel.__name__ == "_pack_kernel":
                     assert call.grid[1] == len(constants["TABLE"]) < 65536

@@ -74,7 +74,7 @@ def test_no_symbol_of_the_library_is_too_new_for_glibc_2_28():
         for kind, version, name in versioned
         if tuple(map(int, version.split("."))) > NEWEST[kind]
     ]
-    assert not new, "see csrc/old_glibc.cpp"
+    assert not new, "see csrc/base/old_glibc.cpp"
     defined = [line.split()[-1] for line in symbols.splitlines() if " g " in line or " w " in line]
     assert not {"pow", "__libc_single_threaded"} & set(defined), "not for others to find"
 
@@ -141,7 +141,9 @@ def test_a_tree_that_was_moved_is_not_compiled_again(build):
     command.build_extension(setuptools.Extension("fastmlip._C", []))
     (ninja,) = copy.glob("build/*/build.ninja")
     text = ninja.read_text()
-    assert "../../csrc/zbl.cpp" in text and "build ../../fastmlip/_C.abi3.so: link" in text
+    assert (
+        "../../csrc/operators/zbl.cpp" in text and "build ../../fastmlip/_C.abi3.so: link" in text
+    )
     assert str(copy) not in text
 
 

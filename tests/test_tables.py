@@ -28,6 +28,7 @@ QUICK = {
     "radial_conv": ("network without pairs", "odd multiplicities, pairs", "one interval, spline"),
     "scale_shift": ("per type",),
     "spline": ("odd",),
+    "symmetric_contraction": ("unused inputs and outputs",),
     "tensor_product_conv": ("nequip-S-hidden", "unused-blocks"),
     "zbl": ("per-type cutoffs",),
 }

@@ -5,21 +5,22 @@
 #include <cstdio>
 #include <functional>
 
-#include "../csrc/contraction.h"
-#include "../csrc/edge_embedding.h"
-#include "../csrc/edge_pair.h"
-#include "../csrc/edge_vectors.h"
-#include "../csrc/env_sum.h"
-#include "../csrc/gate.h"
-#include "../csrc/irreps_linear.h"
-#include "../csrc/isa.h"
-#include "../csrc/pair_linear.h"
-#include "../csrc/radial_conv.h"
-#include "../csrc/scalar_mlp.h"
-#include "../csrc/scale_shift.h"
-#include "../csrc/spline.h"
-#include "../csrc/tensor_product_conv.h"
-#include "../csrc/zbl.h"
+#include "base/isa.h"
+#include "graph/edge_pair.h"
+#include "graph/edge_vectors.h"
+#include "operators/contraction.h"
+#include "operators/edge_embedding.h"
+#include "operators/env_sum.h"
+#include "operators/gate.h"
+#include "operators/irreps_linear.h"
+#include "operators/pair_linear.h"
+#include "operators/radial_conv.h"
+#include "operators/scalar_mlp.h"
+#include "operators/scale_shift.h"
+#include "operators/spline.h"
+#include "operators/symmetric_contraction.h"
+#include "operators/tensor_product_conv.h"
+#include "operators/zbl.h"
 
 namespace fastmlip {
 
@@ -33,6 +34,7 @@ FASTMLIP_KERNELS(RadialConv, radial_conv)
 FASTMLIP_KERNELS(ScalarMlp, scalar_mlp)
 FASTMLIP_KERNELS(ScaleShift, scale_shift)
 FASTMLIP_KERNELS(Spline, spline)
+FASTMLIP_KERNELS(SymmetricContraction, symmetric_contraction)
 FASTMLIP_KERNELS(TensorProductConv, tensor_product_conv)
 FASTMLIP_KERNELS(Zbl, zbl)
 
@@ -380,6 +382,33 @@ Results zbls(int64_t threads) {
   return results;
 }
 
+Results polynomials(int64_t threads) {
+  // x1^2 x3, x1 x2 and x3^3; x1 x2 x3 and x3
+  constexpr int64_t types = 3, inputs = 3, outputs = 2, terms = 5, channels = 11;
+  const Integers tables{inputs, outputs, terms, 25, 0, 0, 1, 1, 3, 0, 1, 2, 0,
+                        0,      3,       3,     3,  1, 1, 2, 3, 1, 3, 0, 0};
+  const Floats x = numbers<float>(kNodes * inputs * channels, 51),
+               along = numbers<float>(x.size(), 52),
+               coefficients = numbers<float>(types * terms * channels, 53),
+               grad = numbers<float>(kNodes * outputs * channels, 54);
+  Integers node(kNodes), ends(types);
+  for (int64_t n = 0; n < kNodes; ++n) node[n] = kNodes - 1 - n;
+  for (int64_t t = 0; t < types; ++t) ends[t] = kNodes * (t + 1) / types;
+  const Typed typed{node.data(), ends.data(), types, kNodes};
+  Results results;
+  for (bool second : {false, true}) {
+    Floats out(grad.size()), dx(x.size()), dcoefficients(coefficients.size());
+    const PolynomialTensors<float> t{channels, x.data(), second ? along.data() : nullptr,
+                                     coefficients.data(), grad.data()};
+    const auto& kernels = symmetric_contraction();
+    kernels.value_f32(t, typed, tables.data(), out.data(), parallel_for, threads);
+    kernels.dx_f32(t, typed, tables.data(), dx.data(), parallel_for, threads);
+    kernels.dcoefficients_f32(t, typed, tables.data(), dcoefficients.data(), parallel_for, threads);
+    for (const Floats* result : {&out, &dx, &dcoefficients}) results.add(*result);
+  }
+  return results;
+}
+
 const std::vector<std::pair<const char*, Results (*)(int64_t)>> kKernels = {
     {"edges", edges},
     {"tensor_product_conv", tensor_product_convs},
@@ -393,6 +422,7 @@ const std::vector<std::pair<const char*, Results (*)(int64_t)>> kKernels = {
     {"pair_linear", pair_linears},
     {"scale_shift", scale_shifts},
     {"spline", splines},
+    {"symmetric_contraction", polynomials},
     {"zbl", zbls},
 };
 

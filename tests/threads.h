@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "../csrc/edge_order.h"
+#include "graph/edge_order.h"
 
 namespace fastmlip {
 namespace {

@@ -14,11 +14,11 @@
 #include <string>
 #include <utility>
 
-#include "../edge_order.h"
-#include "../in_range.h"
-#include "../isa.h"
-#include "../memory.h"
-#include "../parallel.h"
+#include "base/in_range.h"
+#include "base/isa.h"
+#include "base/memory.h"
+#include "base/parallel.h"
+#include "graph/edge_order.h"
 
 namespace fastmlip {
 

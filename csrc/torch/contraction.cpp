@@ -1,10 +1,10 @@
 // fastmlip::contraction_cpu and its derivatives.
-#include "../contraction.h"
+#include "operators/contraction.h"
 
 #include <tuple>
 
-#include "common.h"
-#include "tables.h"
+#include "torch/common.h"
+#include "torch/tables.h"
 
 namespace fastmlip {
 

@@ -1,13 +1,13 @@
 // fastmlip::edge_embedding_cpu and its derivatives.
-#include "../edge_embedding.h"
+#include "operators/edge_embedding.h"
 
 #include <cmath>
 #include <cstring>
 #include <optional>
 #include <tuple>
 
-#include "../irreps.h"
-#include "common.h"
+#include "base/limits.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 
@@ -21,15 +21,16 @@ using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 
 constexpr char kWrongTables[] = "tables: not a table of this l_max";
 
-struct Call {
+struct EdgeEmbeddingCall {
   Tensor vec, roots, rmax_recip, tables;
   Maybe edge_type;
   EdgeEmbeddingShape shape;
   int64_t threads;
   bool single;
 
-  Call(const Tensor& vec_, const Tensor& roots_, const Tensor& rmax_recip_, const Maybe& edge_type_,
-       const Tensor& tables_, int64_t l_max, int64_t p, double factor, bool single)
+  EdgeEmbeddingCall(const Tensor& vec_, const Tensor& roots_, const Tensor& rmax_recip_,
+                    const Maybe& edge_type_, const Tensor& tables_, int64_t l_max, int64_t p,
+                    double factor, bool single)
       : vec(packed(vec_)),
         roots(packed(roots_)),
         rmax_recip(packed(rmax_recip_)),
@@ -114,8 +115,8 @@ struct Call {
 struct Gradients {
   Maybe length, norm, attrs, embedding, cutoff;
 
-  Gradients(const Call& call, const Maybe& length_, const Maybe& norm_, const Maybe& attrs_,
-            const Maybe& embedding_, const Maybe& cutoff_) {
+  Gradients(const EdgeEmbeddingCall& call, const Maybe& length_, const Maybe& norm_,
+            const Maybe& attrs_, const Maybe& embedding_, const Maybe& cutoff_) {
     constexpr ScalarType wide = ScalarType::Double;
     if (length_) length = call.gradient("g_length", *length_, 1, wide);
     if (norm_) norm = call.gradient("g_norm", *norm_, 1, wide);
@@ -133,7 +134,7 @@ const T* data(const Maybe& t) {
 }
 
 template <class T>
-EdgeEmbeddingTensors<T> operands(const Call& call) {
+EdgeEmbeddingTensors<T> operands(const EdgeEmbeddingCall& call) {
   EdgeEmbeddingTensors<T> t{};
   t.vec = call.vec.const_data_ptr<double>();
   t.roots = call.roots.const_data_ptr<double>();
@@ -163,14 +164,14 @@ const EdgeEmbeddingKernels<double>& kernels(double) { return edge_embedding().f6
 
 // f(0.0f) or f(0.0), by the dtype of the outputs
 template <class F>
-void with_dtype(const Call& call, const F& f) {
+void with_dtype(const EdgeEmbeddingCall& call, const F& f) {
   call.single ? f(0.0f) : f(0.0);
 }
 
 Five forward_cpu(const Tensor& vec, const Tensor& roots, const Tensor& rmax_recip,
                  const Maybe& edge_type, const Tensor& tables, int64_t l_max, int64_t p,
                  double factor, bool single) {
-  const Call call(vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single);
+  const EdgeEmbeddingCall call(vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single);
   Five out = call.values();
   with_dtype(call, [&](auto zero) {
     auto t = operands<decltype(zero)>(call);
@@ -186,7 +187,7 @@ std::tuple<Tensor, Tensor> backward_cpu(const Maybe& g_length, const Maybe& g_no
                                         const Tensor& roots, const Tensor& rmax_recip,
                                         const Maybe& edge_type, const Tensor& tables, int64_t l_max,
                                         int64_t p, double factor, bool single) {
-  const Call call(vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single);
+  const EdgeEmbeddingCall call(vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single);
   const Gradients g(call, g_length, g_norm, g_attrs, g_embedding, g_cutoff);
   Tensor d_vec = empty_as(call.vec), d_roots = empty_as(call.roots);
   with_dtype(call, [&](auto zero) {
@@ -203,7 +204,7 @@ Seven double_backward_cpu(const Tensor& h_vec, const Tensor& h_roots, const Mayb
                           const Maybe& g_cutoff, const Tensor& vec, const Tensor& roots,
                           const Tensor& rmax_recip, const Maybe& edge_type, const Tensor& tables,
                           int64_t l_max, int64_t p, double factor, bool single) {
-  const Call call(vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single);
+  const EdgeEmbeddingCall call(vec, roots, rmax_recip, edge_type, tables, l_max, p, factor, single);
   const Gradients g(call, g_length, g_norm, g_attrs, g_embedding, g_cutoff);
   const Tensor hv = call.gradient("h_vec", h_vec, 3, ScalarType::Double), hr = packed(h_roots);
   expect(hr.numel() == call.shape.num_bessels && hr.scalar_type() == ScalarType::Double,

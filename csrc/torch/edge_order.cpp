@@ -1,5 +1,5 @@
 // fastmlip::edge_order_cpu
-#include "common.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 namespace {

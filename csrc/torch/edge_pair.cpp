@@ -1,8 +1,8 @@
 // fastmlip::edge_pair_cpu
-#include "../edge_pair.h"
+#include "graph/edge_pair.h"
 
-#include "common.h"
-#include "tables.h"
+#include "torch/common.h"
+#include "torch/tables.h"
 
 namespace fastmlip {
 namespace {

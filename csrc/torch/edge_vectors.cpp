@@ -1,8 +1,8 @@
 // fastmlip::edge_vectors_cpu and its transpose.
-#include "../edge_vectors.h"
+#include "graph/edge_vectors.h"
 
-#include "common.h"
-#include "tables.h"
+#include "torch/common.h"
+#include "torch/tables.h"
 
 namespace fastmlip {
 namespace {

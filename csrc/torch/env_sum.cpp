@@ -1,10 +1,11 @@
 // fastmlip::env_sum_cpu and its derivatives.
-#include "../env_sum.h"
+#include "operators/env_sum.h"
 
 #include <tuple>
 
-#include "common.h"
-#include "tables.h"
+#include "base/limits.h"
+#include "torch/common.h"
+#include "torch/tables.h"
 
 namespace fastmlip {
 

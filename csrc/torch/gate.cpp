@@ -1,12 +1,12 @@
 // fastmlip::gate_cpu and its derivatives.
-#include "../gate.h"
+#include "operators/gate.h"
 
 #include <cmath>
 #include <cstring>
 #include <tuple>
 #include <vector>
 
-#include "common.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 

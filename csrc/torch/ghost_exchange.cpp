@@ -1,9 +1,9 @@
 // fastmlip::ghost_exchange_cpu and ghost_exchange_reverse_cpu
-#include "../ghost_exchange.h"
+#include "operators/ghost_exchange.h"
 
 #include <cstring>
 
-#include "common.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 namespace {

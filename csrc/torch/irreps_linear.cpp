@@ -1,10 +1,10 @@
 // fastmlip::irreps_linear_cpu and the gradient of its weights.
-#include "../irreps_linear.h"
+#include "operators/irreps_linear.h"
 
 #include <optional>
 
-#include "common.h"
-#include "typed.h"
+#include "torch/common.h"
+#include "torch/typed.h"
 
 namespace fastmlip {
 

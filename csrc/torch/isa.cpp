@@ -1,7 +1,7 @@
 // The choice of instruction set.
 #include <cstdlib>
 
-#include "common.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 namespace {

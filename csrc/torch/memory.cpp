@@ -1,5 +1,5 @@
 // fastmlip::release_memory
-#include "common.h"
+#include "torch/common.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastmlip, m) { m.def("release_memory() -> int"); }
 

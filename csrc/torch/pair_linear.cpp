@@ -1,7 +1,7 @@
 // fastmlip::pair_linear_cpu and its derivatives.
-#include "../pair_linear.h"
+#include "operators/pair_linear.h"
 
-#include "common.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 

@@ -1,11 +1,11 @@
 // fastmlip::radial_conv_cpu and its derivative.
-#include "../radial_conv.h"
+#include "operators/radial_conv.h"
 
 #include <optional>
 #include <tuple>
 
-#include "common.h"
-#include "tables.h"
+#include "torch/common.h"
+#include "torch/tables.h"
 
 namespace fastmlip {
 
@@ -15,7 +15,7 @@ namespace {
 
 using Maybe = std::optional<Tensor>;
 
-struct Call {
+struct RadialConvCall {
   Tensor x, a, radial, weight;
   Maybe hidden, pair, first;
   Tensor order;
@@ -23,10 +23,10 @@ struct Call {
   int64_t nodes, edges, dim_out, weight_numel;
   std::optional<SharedRows> shared;
 
-  Call(const Tensor& x_any, const Tensor& a_any, const Tensor& radial_any, const Tensor& weight_any,
-       const Maybe& hidden_any, const Maybe& edge_pair, const Maybe& first_row,
-       const Tensor& order_any, const Tensor& tables_any, int64_t dim_out, int64_t weight_numel,
-       EdgeOrder::Sides sides)
+  RadialConvCall(const Tensor& x_any, const Tensor& a_any, const Tensor& radial_any,
+                 const Tensor& weight_any, const Maybe& hidden_any, const Maybe& edge_pair,
+                 const Maybe& first_row, const Tensor& order_any, const Tensor& tables_any,
+                 int64_t dim_out, int64_t weight_numel, EdgeOrder::Sides sides)
       : x(packed(x_any)),
         a(packed(a_any)),
         radial(packed(radial_any)),
@@ -131,8 +131,8 @@ std::tuple<Tensor, Tensor> radial_conv_cpu(const Tensor& x, const Tensor& a, con
                                            const Maybe& edge_pair, const Maybe& first_row,
                                            const Tensor& order, const Tensor& tables,
                                            int64_t dim_out, int64_t weight_numel, int64_t room) {
-  const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out,
-                  weight_numel, EdgeOrder::kReceivers);
+  const RadialConvCall call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables,
+                            dim_out, weight_numel, EdgeOrder::kReceivers);
   expect(room >= 0, "room: expected a number of rows, got ", room);
   Tensor out = empty({call.nodes, dim_out}, call.x.scalar_type());
   const int64_t rows = call.shared && call.shared->size() <= room ? call.shared->size() : 0;
@@ -155,8 +155,8 @@ std::tuple<Tensor, Tensor, Tensor> radial_conv_backward_cpu(
     const Tensor& weight, const Maybe& hidden, const Maybe& edge_pair, const Maybe& first_row,
     const Tensor& order, const Tensor& tables, const Tensor& kept, int64_t dim_out,
     int64_t weight_numel, int64_t room) {
-  const Call call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables, dim_out,
-                  weight_numel, EdgeOrder::kBoth);
+  const RadialConvCall call(x, a, radial, weight, hidden, edge_pair, first_row, order, tables,
+                            dim_out, weight_numel, EdgeOrder::kBoth);
   expect(room >= 0, "room: expected a number of rows, got ", room);
   expect_shape("grad", grad, call.nodes, dim_out);
   expect(kept.dim() == 2 && kept.size(0) == 0 && kept.size(1) == weight_numel &&

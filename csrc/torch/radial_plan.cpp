@@ -1,11 +1,11 @@
 // fastmlip::radial_conv_plan_cpu: what radial_conv's plan would be for any number of threads, for
 // tests and for whoever wants to know.
-#include "../radial_plan.h"
+#include "operators/radial_plan.h"
 
 #include <ctime>
 
-#include "common.h"
-#include "tables.h"
+#include "torch/common.h"
+#include "torch/tables.h"
 
 namespace fastmlip {
 namespace {

@@ -1,11 +1,11 @@
 // fastmlip::scalar_mlp_cpu and its derivatives.
-#include "../scalar_mlp.h"
+#include "operators/scalar_mlp.h"
 
 #include <numeric>
 #include <tuple>
 #include <vector>
 
-#include "common.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 
@@ -20,15 +20,15 @@ Maybe with_packed_rows(const Maybe& t) {
   return !t || (t->dim() == 2 && (t->stride(1) == 1 || t->size(1) < 2)) ? t : packed(t);
 }
 
-struct Call {
+struct ScalarMlpCall {
   Tensor x, weights;
   Maybe x2;
   std::vector<int64_t> widths;
   ScalarType dtype;
   int64_t rows, hidden = 0, num_weights = 0;
 
-  Call(const Tensor& x_any, const Maybe& x2_any, const Tensor& weights_any,
-       const std::vector<int64_t>& widths)
+  ScalarMlpCall(const Tensor& x_any, const Maybe& x2_any, const Tensor& weights_any,
+                const std::vector<int64_t>& widths)
       : x(*with_packed_rows(x_any)),
         weights(packed(weights_any)),
         x2(with_packed_rows(x2_any)),
@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> scalar_mlp_cpu(const Tensor& x, const Maybe& 
                                                   const Tensor& weights,
                                                   const std::vector<int64_t>& widths, int64_t split,
                                                   int64_t kept_rows) {
-  const Call call(x, x2, weights, widths);
+  const ScalarMlpCall call(x, x2, weights, widths);
   expect(split >= 0 && split <= widths.back(), "split: expected a number of columns");
   expect(kept_rows == 0 || kept_rows == call.rows, "kept_rows: expected none or all");
   const int64_t rest = widths.back() - split;
@@ -96,14 +96,14 @@ std::tuple<Tensor, Tensor, Tensor> scalar_mlp_cpu(const Tensor& x, const Maybe& 
   return {out, out2, kept};
 }
 
-struct BackCall : Call {
+struct BackCall : ScalarMlpCall {
   Maybe grad, grad2;
   Tensor kept;
 
   BackCall(const Maybe& grad_any, const Maybe& grad2_any, const Tensor& x, const Maybe& x2,
            const Tensor& weights, const Tensor& kept, const std::vector<int64_t>& widths,
            int64_t split)
-      : Call(x, x2, weights, widths),
+      : ScalarMlpCall(x, x2, weights, widths),
         grad(with_packed_rows(grad_any)),
         grad2(with_packed_rows(grad2_any)),
         kept(kept) {
@@ -118,7 +118,7 @@ struct BackCall : Call {
   template <class F>
   void run(ScalarMlp::Kernel<float> f32, ScalarMlp::Kernel<double> f64, int64_t split, Tensor& dx,
            Tensor& dweights, const F& fill) const {
-    Call::run(f32, f64, [&](auto& t) {
+    ScalarMlpCall::run(f32, f64, [&](auto& t) {
       using T = std::remove_pointer_t<decltype(t.dx)>;
       t.grad[0] = read<T>(grad, split), t.grad[1] = read<T>(grad2, widths.back() - split);
       t.kept = const_cast<T*>(kept.const_data_ptr<T>());

@@ -1,12 +1,12 @@
 // fastmlip::scale_shift_cpu and fastmlip::scale_shift_sums_cpu.
-#include "../scale_shift.h"
+#include "operators/scale_shift.h"
 
 #include <algorithm>
 #include <array>
 #include <optional>
 #include <tuple>
 
-#include "common.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 

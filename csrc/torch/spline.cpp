@@ -1,7 +1,7 @@
 // fastmlip::spline_cpu and its derivative.
-#include "../spline.h"
+#include "operators/spline.h"
 
-#include "common.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 

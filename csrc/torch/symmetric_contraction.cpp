@@ -1,11 +1,11 @@
 // fastmlip::symmetric_contraction_cpu and its derivatives.
-#include "../symmetric_contraction.h"
+#include "operators/symmetric_contraction.h"
 
 #include <optional>
 #include <tuple>
 
-#include "common.h"
-#include "typed.h"
+#include "torch/common.h"
+#include "torch/typed.h"
 
 namespace fastmlip {
 

@@ -1,7 +1,9 @@
-#include "tables.h"
+#include "torch/tables.h"
 
 #include <cmath>
 #include <cstring>
+
+#include "base/limits.h"
 
 namespace fastmlip {
 namespace {

@@ -3,8 +3,8 @@
 // result is written.
 #pragma once
 
-#include "../tensor_product_conv.h"
-#include "common.h"
+#include "operators/tensor_product_conv.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 

@@ -1,11 +1,11 @@
 // fastmlip::tensor_product_conv_cpu and its derivatives.
-#include "../tensor_product_conv.h"
+#include "operators/tensor_product_conv.h"
 
 #include <optional>
 #include <tuple>
 
-#include "common.h"
-#include "tables.h"
+#include "torch/common.h"
+#include "torch/tables.h"
 
 namespace fastmlip {
 

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "../typed.h"
-#include "common.h"
+#include "graph/typed.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 

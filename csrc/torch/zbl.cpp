@@ -1,12 +1,12 @@
 // fastmlip::zbl_cpu and fastmlip::zbl_backward_cpu.
-#include "../zbl.h"
+#include "operators/zbl.h"
 
 #include <cmath>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "common.h"
+#include "torch/common.h"
 
 namespace fastmlip {
 
@@ -35,17 +35,18 @@ void expect_length(const char* name, const Tensor& t, int64_t length) {
 }
 
 // Contiguous operands of one call and a row for each atom.
-struct Call {
+struct ZblCall {
   Tensor length, index, types, numbers;
   std::optional<Tensor> weight, phi, normed, cutoff;
   double prefactor, p;
   int64_t atoms, num_nodes, order;
   std::vector<double> charge, power;  // of each atom, where phi is not known
 
-  Call(const Tensor& length_, const std::optional<Tensor>& weight_,
-       const std::optional<Tensor>& phi_, const std::optional<Tensor>& normed_,
-       const std::optional<Tensor>& cutoff_, const Tensor& index_, const Tensor& types_,
-       const Tensor& numbers_, const Tensor& prefactor_, double p, int64_t order, int64_t num_nodes)
+  ZblCall(const Tensor& length_, const std::optional<Tensor>& weight_,
+          const std::optional<Tensor>& phi_, const std::optional<Tensor>& normed_,
+          const std::optional<Tensor>& cutoff_, const Tensor& index_, const Tensor& types_,
+          const Tensor& numbers_, const Tensor& prefactor_, double p, int64_t order,
+          int64_t num_nodes)
       : length(packed(length_)),
         index(packed(index_)),
         types(packed(types_)),
@@ -144,8 +145,8 @@ std::tuple<Tensor, Tensor> zbl_cpu(const Tensor& length, const std::optional<Ten
                                    const Tensor& types, const Tensor& numbers,
                                    const Tensor& prefactor, double p, int64_t order,
                                    int64_t num_nodes, bool keep) {
-  const Call call(length, weight, std::nullopt, normed, cutoff, index, types, numbers, prefactor, p,
-                  order, num_nodes);
+  const ZblCall call(length, weight, std::nullopt, normed, cutoff, index, types, numbers, prefactor,
+                     p, order, num_nodes);
   expect(!keep || order < 3, "keep: there is no order beyond 3");
   const int64_t shape[2] = {num_nodes, 1};
   Tensor out = empty({shape, size_t(call.length.dim())}, ScalarType::Double);
@@ -175,8 +176,8 @@ Tensor zbl_backward_cpu(const Tensor& grad, const Tensor& length,
   const Tensor g = packed(grad);
   expect_dtype("grad", g, ScalarType::Double, ScalarType::Double);
   const int64_t num_nodes = rows("grad", g);
-  const Call call(length, weight, phi, normed, cutoff, index, types, numbers, prefactor, p, order,
-                  num_nodes);
+  const ZblCall call(length, weight, phi, normed, cutoff, index, types, numbers, prefactor, p,
+                     order, num_nodes);
   Tensor out = empty_as(call.length);
   const int64_t threads = call.threads();
   const double* from = g.const_data_ptr<double>();

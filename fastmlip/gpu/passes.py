@@ -236,6 +236,38 @@ def _contraction(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
     )  # fmt: skip
 
 
+def _symmetric_contraction(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import symmetric_contraction as kernels
+
+    problem, channels, rows = case.problem, case.channels, partial(empty, dtype=dtype)
+    terms, double = len(problem.terms), dtype == torch.float64
+    x, grad = (rows(NODES, n, channels) for n in (problem.inputs, problem.outputs))
+    c = rows(case.types, terms, channels)
+    types, tables = (empty(n, dtype=torch.int64) for n in (NODES, len(problem.words)))
+    row = channels * dtype.itemsize
+    one, other = (n * row / EDGES_PER_NODE for n in (problem.inputs, problem.outputs))
+    # an edge's share of a node's; coefficients and tables lie in cache
+    pairs = len({row[:3] for row in problem.rows})
+    products = len({row[1:] for row in problem.rows})
+    value = 2 * (terms + pairs) * channels / EDGES_PER_NODE
+    slope = (2 * terms + 4 * products) * channels / EDGES_PER_NODE
+    for order, along in (("", None), (", along a direction", x)):
+        more = 0.0 if along is None else 1.0
+        yield (
+            f"value{order}", partial(kernels.value, x, along, c, types, tables, problem.outputs),
+            (1 + more) * one + other + 8 / EDGES_PER_NODE, (1 + more) * value, double,
+        )  # fmt: skip
+        yield (
+            f"dx{order}", partial(kernels.dx, grad, x, along, c, types, tables),
+            (2 + more) * one + other + 8 / EDGES_PER_NODE, (1 + more) * slope, double,
+        )  # fmt: skip
+        yield (
+            f"dcoefficients{order}",
+            partial(kernels.dcoefficients, grad, x, along, types, tables, case.types, terms),
+            (1 + more) * one + other + 8 / EDGES_PER_NODE, (1 + more) * value, double,
+        )  # fmt: skip
+
+
 def _edge_vectors(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
     from fastmlip.kernels import edge_vectors as kernels
 
@@ -278,6 +310,7 @@ _ORDERS: dict[str, Callable[[Any, torch.dtype, Empty], Orders]] = {
     "env_sum": _env_sum,
     "contraction": _contraction,
     "spline": _spline,
+    "symmetric_contraction": _symmetric_contraction,
     "edge_vectors": _edge_vectors,
 }
 
@@ -290,6 +323,7 @@ SHOWN = {
     "env_sum": ("l_max 2",),
     "contraction": ("l_max 2, 64 channels",),
     "spline": ("16 pairs of types",),
+    "symmetric_contraction": ("mace medium",),
     "edge_vectors": ("sorted",),
 }
 # real irreps, and the cases that take other code paths
@@ -310,5 +344,6 @@ SWEEP = {
         "both parities, l_max 3", "l_max 4",
     ),
     "spline": ("16 pairs of types", "odd"),
+    "symmetric_contraction": ("unused inputs and outputs", "mace small", "mace large"),
     "edge_vectors": ("sorted",),
 }  # fmt: skip

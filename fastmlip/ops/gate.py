@@ -26,7 +26,7 @@ from fastmlip.backend import FLOATS
 from fastmlip.ops.ladder import Rung, ladder, own
 
 Tensor = torch.Tensor
-ACTIVATIONS = {  # in the order of csrc/gate.h
+ACTIVATIONS = {  # in the order of csrc/operators/gate.h
     "identity": lambda x: x,
     "silu": torch.nn.functional.silu,
     "tanh": torch.tanh,

@@ -55,7 +55,7 @@ class LinearProblem:
     @cached_property
     def paths(self) -> tuple[tuple[int, int, int, int, int, int], ...]:
         """``(in, mul_in, out, mul_out, dim, weight)`` of each path, where blocks and weights start;
-        csrc/irreps_linear.h names the same fields in the same order."""
+        csrc/operators/irreps_linear.h names the same fields in the same order."""
         blocks_in, blocks_out = Irreps(self.irreps_in), Irreps(self.irreps_out)
         rows, weight = [], 0
         for number, (i, k) in enumerate(self.instructions):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import permutations, product
+from math import factorial, prod
 
 import torch
 
@@ -62,11 +63,8 @@ def symmetric(l_max: int, l_out: int, degree: int) -> dict[Term, Tensor]:
     found = {}
     for m, *monomial in (summed.abs().amax(-1) > 1e-9).nonzero().tolist():
         if monomial == sorted(monomial):
-            same = [monomial.count(i) for i in set(monomial)]
-            equal = 1  # orders that are one and the same
-            for count in same:
-                equal *= (1, 1, 2, 6)[count]
-            found[m, tuple(monomial)] = summed[(m, *monomial)] / equal
+            equal = prod(factorial(monomial.count(i)) for i in set(monomial))  # orders
+            found[m, tuple(monomial)] = summed[m][tuple(monomial)] / equal
     return found
 
 

@@ -108,5 +108,6 @@ SYMMETRIC_CONTRACTIONS = {
 
 OPERATOR = Operator(
     op, reference, make_inputs, SYMMETRIC_CONTRACTIONS, arguments, {"nodes": 200}, {"nodes": 3},
+    triton=("one channel", "unused inputs and outputs"),
     slow=frozenset(("mace medium", "mace large")),
 )  # fmt: skip
