@@ -47,9 +47,11 @@ class MaceModel(HostModel):
             compute_stress=True,
         )
         volume = torch.linalg.det(cell).abs().view(-1, 1, 1)
+        # in float64, in which atomic energies leave digits for the rest
+        of_atoms = out["node_energy"].double()
         return {
-            "total_energy": out["energy"].view(-1, 1),
-            "atomic_energy": out["node_energy"].view(-1, 1),
+            "total_energy": of_atoms.new_zeros(frames).index_add(0, batch, of_atoms).view(-1, 1),
+            "atomic_energy": of_atoms.view(-1, 1),
             "forces": out["forces"],
             "virial": out["virials"],
             "stress": torch.where(volume > SMALLEST_VOLUME, out["stress"], torch.nan),
