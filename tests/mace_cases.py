@@ -67,7 +67,7 @@ def _small(name):
         if irreps in options:
             options[irreps] = o3.Irreps(options[irreps])
     if cls == "ScaleShiftMACE":
-        options["atomic_inter_scale"] = [1.3 + n for n in range(len(heads))]
+        options["atomic_inter_scale"] = [13.0 + n for n in range(len(heads))]
         options["atomic_inter_shift"] = [0.2 - n for n in range(len(heads))]
     torch.manual_seed(1)
     with default_dtype(torch.float64):
