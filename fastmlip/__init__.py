@@ -2,10 +2,11 @@
 
 import torch
 
-# e3nn 0.4, which MACE needs, has one in its constants, and newer torch loads them only then
+# ruff: noqa: E402
+# e3nn 0.4, which MACE pins, has one in its constants, and torch loads them only if it is allowed
 torch.serialization.add_safe_globals([slice])
 
-from fastmlip import data, nn, ops  # noqa: E402
+from fastmlip import data, nn, ops
 from fastmlip.backend import BackendUnavailableError, info, use_backend, warn_if_slow
 from fastmlip.checks import check
 from fastmlip.integrations import accelerate, summary, tabulate

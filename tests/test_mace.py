@@ -9,7 +9,9 @@ import torch
 import fastmlip
 from fastmlip.integrations.swap import report
 
-pytest.importorskip("mace", reason="MACE needs e3nn 0.4.4, an environment of its own: make test-mace")
+pytest.importorskip(
+    "mace", reason="MACE needs e3nn 0.4.4, an environment of its own: make test-mace"
+)
 import mace_cases as cases
 
 F32, F64 = torch.float32, torch.float64

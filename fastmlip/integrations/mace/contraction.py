@@ -6,8 +6,8 @@ For an irrep of the output, degrees nu and the parameters k of a degree, MACE su
         U_nu[m, i_1 .. i_nu, k] weights_nu[z_n, k, c] x[n, c, i_1] .. x[n, c, i_nu]
 
 A product of inputs does not depend on their order: with S the sum of U over the orders of a
-monomial, the coefficient of a monomial is ``sum_k S[m, monomial, k] weights[z, k, c]``. U comes from
-the model, so it has the signs of the Clebsch-Gordan coefficients that the model was made with.
+monomial, the coefficient of a monomial is ``sum_k S[m, monomial, k] weights[z, k, c]``. U comes
+from the model, so it has the signs of the Clebsch-Gordan coefficients that the model was made with.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ KNOWN: dict[str, dict[str, str]] = {
     "mace.modules.blocks.RealAgnosticInteractionBlock": {"19045dd861a5cf4b": VERSION},
     "mace.modules.blocks.RealAgnosticResidualInteractionBlock": {"8d82c9770ff4e533": VERSION},
     "mace.modules.blocks.RealAgnosticDensityInteractionBlock": {"27e51b04fb1dac4e": VERSION},
-    "mace.modules.blocks.RealAgnosticDensityResidualInteractionBlock": {"8853fa7bb3f0d9ec": VERSION},
+    "mace.modules.blocks.RealAgnosticDensityResidualInteractionBlock": {
+        "8853fa7bb3f0d9ec": VERSION
+    },
     "mace.modules.blocks.EquivariantProductBasisBlock": {"fd34d819d67af5db": VERSION},
     "mace.modules.symmetric_contraction.SymmetricContraction": {"62edcb5b3d6d9506": VERSION},
     "mace.modules.symmetric_contraction.Contraction": {"3d8bed53c11c3487": VERSION},

@@ -70,12 +70,12 @@ class Shared(NamedTuple):
 
 class Edges(NamedTuple):
     """``edge_index [2, E]``, harmonics ``[E, (l_max + 1)^2]``, radial basis ``[E, B]``, and what
-    the splines of tabulated models take in its place, ``[E, 1]``."""
+    the splines of tabulated models take in its place, ``[E, 1]``; ``[E, 0]`` in others."""
 
-    index: Tensor
+    edge_index: Tensor
     attrs: Tensor
     radial: Tensor
-    place: Tensor | None
+    place: Tensor
 
 
 class Layer(torch.nn.Module):
@@ -101,7 +101,9 @@ class Layer(torch.nn.Module):
         self.is_agnostic = bool(getattr(product, "use_agnostic_product", False))
         self.spline = None
 
-    def forward(self, parts: Parts, x: Tensor, by_type: bool, edges: Edges, shared: Shared) -> Tensor:
+    def forward(
+        self, parts: Parts, x: Tensor, by_type: bool, edges: Edges, shared: Shared
+    ) -> Tensor:
         """New node features ``[N, target_irreps.dim]``.
 
         Args:
@@ -138,23 +140,23 @@ class Layer(torch.nn.Module):
         return shared.taken(self.skip.rows(skip, shared.types))
 
     def _message(self, block: Any, x: Tensor, edges: Edges, shared: Shared) -> Tensor:
-        radial, pair, first_row = edges.radial, shared.pair, None
+        hidden: Tensor | None = None
+        radial = edges.radial
         if self.spline is None:
             hidden, table = e3nn_networks.hidden_and_last(block.conv_tp_weights)
             hidden = None if hidden is None else shared.taken(hidden)
         else:
-            hidden, table = None, self.spline.table
-            radial, pair, first_row = edges.place, None, shared.first_row
-        sender, receiver = edges.index[0], edges.index[1]
+            table, radial = self.spline.table, edges.place
+        sender, receiver = edges.edge_index[0], edges.edge_index[1]
         return ops.radial_conv(
-            x, edges.attrs, radial, shared.taken(table), receiver, sender,
-            self.convolution.problem, self.convolution.tables, pair, first_row, shared.order, hidden,
+            x, edges.attrs, radial, shared.taken(table), receiver, sender, self.convolution.problem,
+            self.convolution.tables, shared.pair, shared.first_row, shared.order, hidden,
         )  # fmt: skip
 
     def _density(self, block: Any, edges: Edges, num_nodes: int) -> Tensor:
         """``[N, 1]``"""
         of_edges = torch.tanh(block.density_fn(edges.radial) ** 2)
-        return of_edges.new_zeros(num_nodes, 1).index_add(0, edges.index[1], of_edges)
+        return of_edges.new_zeros(num_nodes, 1).index_add(0, edges.edge_index[1], of_edges)
 
 
 def unsupported(parts: Parts) -> str:
@@ -187,7 +189,9 @@ def unsupported(parts: Parts) -> str:
     muls = {mul for mul, _ in Irreps(str(block.irreps_out))}
     if len(muls) != 1:
         return f"the channels of its irreps {block.irreps_out} are several"
-    parts_of = [(name, m) for p in parts for name, m in p.named_modules() if "density_fn" not in name]
+    parts_of = [
+        (name, m) for p in parts for name, m in p.named_modules() if "density_fn" not in name
+    ]
     return (
         e3nn_networks.unsupported(block.conv_tp_weights, "conv_tp_weights")
         or FoldedContraction.unsupported(product.symmetric_contractions)

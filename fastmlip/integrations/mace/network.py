@@ -138,86 +138,101 @@ def _cannot(model: Any, data: dict[str, Tensor], asked: Asked) -> str:
 def _forward(model: Any, data: dict[str, Tensor], asked: Asked) -> dict[str, Tensor | None]:
     from mace.modules.utils import get_atomic_virials_stresses, get_outputs, prepare_graph
 
-    has_scale_shift = hasattr(model, "scale_shift")
+    of_atoms_asked = asked.compute_atomic_stresses and hasattr(model, "scale_shift")
+    of_edges_asked = asked.compute_edge_forces or of_atoms_asked
+    own_gradients = of_edges_asked or model.per_edge_gradients or data["shifts"].requires_grad
     graph = prepare_graph(
         data, compute_virials=asked.compute_virials, compute_stress=asked.compute_stress,
         compute_displacement=asked.compute_displacement,
     )  # fmt: skip
-    vectors, atoms, heads = graph.vectors, graph.num_atoms_arange, graph.node_heads.long()
-    attrs, index, batch = data["node_attrs"], data["edge_index"], data["batch"]
-
-    def total(of_atoms: Tensor) -> Tensor:
-        return of_atoms.new_zeros(graph.num_graphs).index_add(0, batch, of_atoms)
-
-    of_edges_asked = asked.compute_edge_forces or (has_scale_shift and asked.compute_atomic_stresses)
-    differentiates = asked.compute_force or asked.compute_virials or asked.compute_stress
-    frozen = differentiates and not (
-        asked.training or asked.compute_hessian or of_edges_asked
-    )
-    pairs = not (of_edges_asked or model.per_edge_gradients or data["shifts"].is_leaf and data["shifts"].requires_grad)
-    node_e0 = model.atomic_energies_fn(attrs)[atoms, heads]
-    pair_energy = torch.zeros_like(node_e0)
-    if hasattr(model, "pair_repulsion"):
-        pair_energy = model.pair_repulsion_fn(graph.lengths, attrs, index, model.atomic_numbers)
-    edges, first_row = _edges(model, data, vectors, graph.lengths)
-    order = edge_order(index[1], index[0], len(attrs))
-    pair = None
-    if pairs and first_row is None:
-        pair = ops.edge_pair(vectors, edges.radial, order, len(attrs))
-    types, kind = attrs.argmax(1).unique(return_inverse=True)
-    shared = Shared(types, kind, order, pair, first_row, frozen)
-    own = torch.zeros(len(types), attrs.shape[1], dtype=attrs.dtype, device=attrs.device)
-    x = shared.taken(model.node_embedding.linear(own.scatter(1, types.unsqueeze(1), 1.0)))
-    features: list[Tensor] = []
-    for layer, parts in zip(model.fast_layers, model.plan().layers, strict=True):
-        x = layer(parts, x, not features, edges, shared)
-        features.append(x)
-    energies = []
-    for n, readout in enumerate(model.readouts):
-        read = features[-1 if len(model.readouts) == 1 else n]
-        energies.append(readout(read, heads)[atoms, heads])
-    out: dict[str, Tensor | None] = {}
-    if has_scale_shift:
-        of_atoms = torch.stack([pair_energy, *energies]).sum(0)
-        of_atoms = model.scale_shift(of_atoms, heads)
-        differentiated = total(of_atoms)
-        e0 = total(node_e0).to(vectors.dtype)
-        out["energy"] = e0 + differentiated
-        out["node_energy"] = node_e0.clone().double() + of_atoms.clone().double()
-        out["interaction_energy"] = differentiated
-    else:
-        rows = [node_e0, pair_energy, *energies]
-        contributions = torch.stack([total(row) for row in rows], -1)
-        differentiated = contributions.sum(-1)
-        out["energy"] = differentiated
-        out["node_energy"] = torch.stack(rows, -1).sum(-1)
-        out["contributions"] = contributions
+    features = _features(model, data, graph, asked, not own_gradients)
+    out = _energies(model, data, graph, features)
+    differentiated = out.get("interaction_energy", out["energy"])
     forces, virials, stress, hessian, edge_forces = get_outputs(
         energy=differentiated, positions=graph.positions, displacement=graph.displacement,
-        vectors=vectors, cell=graph.cell, training=asked.training,
+        vectors=graph.vectors, cell=graph.cell, training=asked.training,
         compute_force=asked.compute_force, compute_virials=asked.compute_virials,
         compute_stress=asked.compute_stress, compute_hessian=asked.compute_hessian,
         compute_edge_forces=of_edges_asked,
     )  # fmt: skip
-    virials_of_atoms = stresses_of_atoms = None
+    atomic_virials = atomic_stresses = None
     if asked.compute_atomic_stresses and edge_forces is not None:
-        virials_of_atoms, stresses_of_atoms = get_atomic_virials_stresses(
-            edge_forces=edge_forces, edge_index=index, vectors=vectors,
-            num_atoms=len(attrs), batch=batch, cell=graph.cell,
+        atomic_virials, atomic_stresses = get_atomic_virials_stresses(
+            edge_forces=edge_forces, edge_index=data["edge_index"], vectors=graph.vectors,
+            num_atoms=len(graph.positions), batch=data["batch"], cell=graph.cell,
         )  # fmt: skip
     return {
         **out, "forces": forces, "edge_forces": edge_forces, "virials": virials, "stress": stress,
-        "atomic_virials": virials_of_atoms, "atomic_stresses": stresses_of_atoms,
+        "atomic_virials": atomic_virials, "atomic_stresses": atomic_stresses,
         "displacement": graph.displacement, "hessian": hessian,
         "node_feats": torch.cat(features, -1),
     }  # fmt: skip
 
 
-def _edges(
-    model: Any, data: dict[str, Tensor], vectors: Tensor, lengths: Tensor
-) -> tuple[Edges, Tensor | None]:
+def _features(
+    model: Any, data: dict[str, Tensor], graph: Any, asked: Asked, pairs: bool
+) -> list[Tensor]:
+    """Node features after each layer."""
+    attrs, (sender, receiver) = data["node_attrs"], data["edge_index"]
+    differentiates = asked.compute_force or asked.compute_virials or asked.compute_stress
+    keeps_graph = asked.training or asked.compute_hessian or not pairs
+    edges, first_row = _edges(model, data, graph)
+    order = edge_order(receiver, sender, len(attrs))
+    pair = None
+    if pairs and first_row is None:
+        pair = ops.edge_pair(graph.vectors, edges.radial, order, len(attrs))
+    types, kind = attrs.argmax(1).unique(return_inverse=True)
+    shared = Shared(types, kind, order, pair, first_row, differentiates and not keeps_graph)
+    of_types = attrs.new_zeros(len(types), attrs.shape[1]).scatter(1, types.unsqueeze(1), 1.0)
+    x, features = shared.taken(model.node_embedding.linear(of_types)), []
+    for n, (layer, parts) in enumerate(zip(model.fast_layers, model.plan().layers, strict=True)):
+        x = layer(parts, x, n == 0, edges, shared)
+        features.append(x)
+    return features
+
+
+def _energies(
+    model: Any, data: dict[str, Tensor], graph: Any, features: list[Tensor]
+) -> dict[str, Tensor]:
+    """The host's outputs that are energies; the interaction's is the one to be differentiated,
+    where the model has it."""
+    attrs, batch, dtype = data["node_attrs"], data["batch"], graph.vectors.dtype
+    atoms, heads = graph.num_atoms_arange, graph.node_heads.long()
+
+    def total(of_atoms: Tensor) -> Tensor:
+        return of_atoms.new_zeros(graph.num_graphs).index_add(0, batch, of_atoms)
+
+    node_e0 = model.atomic_energies_fn(attrs)[atoms, heads]
+    pair_energy = torch.zeros_like(node_e0)
+    if hasattr(model, "pair_repulsion"):
+        pair_energy = model.pair_repulsion_fn(
+            graph.lengths, attrs, data["edge_index"], model.atomic_numbers
+        )
+    read = features[-1:] if len(model.readouts) == 1 else features
+    read_out = [
+        readout(x, heads)[atoms, heads] for readout, x in zip(model.readouts, read, strict=True)
+    ]
+    e0 = total(node_e0).to(dtype)
+    if hasattr(model, "scale_shift"):
+        of_atoms = model.scale_shift(torch.stack([pair_energy, *read_out]).sum(0), heads)
+        interaction = total(of_atoms)
+        return {
+            "energy": e0 + interaction,
+            "node_energy": node_e0.clone().double() + of_atoms.clone().double(),
+            "interaction_energy": interaction,
+        }
+    contributions = torch.stack([e0, *(total(part) for part in (pair_energy, *read_out))], -1)
+    return {
+        "energy": contributions.sum(-1),
+        "node_energy": torch.stack([node_e0, pair_energy, *read_out], -1).sum(-1),
+        "contributions": contributions,
+    }
+
+
+def _edges(model: Any, data: dict[str, Tensor], graph: Any) -> tuple[Edges, Tensor | None]:
     """What the convolutions take of edges, and the first rows of splines."""
-    embedding, dtype, device = model.radial_embedding, vectors.dtype, vectors.device
+    embedding, vectors = model.radial_embedding, graph.vectors
+    dtype, device = vectors.dtype, vectors.device
     is_fused = fuses_basis(embedding)
     r_max = float(embedding.cutoff_fn.r_max)
     roots = torch.zeros(0, dtype=torch.float64, device=device)
@@ -233,10 +248,10 @@ def _edges(
     index = data["edge_index"]
     radial = found.embedding
     if not is_fused:
-        radial, _ = embedding(lengths, data["node_attrs"], index, model.atomic_numbers)
+        radial, _ = embedding(graph.lengths, data["node_attrs"], index, model.atomic_numbers)
     spline: RadialSpline | None = model.fast_layers[0].spline
     if spline is None:
-        return Edges(index, found.attrs, radial, None), None
+        return Edges(index, found.attrs, radial, radial[:, :0]), None
     place, first_row = spline(found.norm.squeeze(1))
     return Edges(index, found.attrs, radial, place), first_row
 
