@@ -99,8 +99,8 @@ STRUCTURES = {
 }
 
 
-def data(model, *frames, dtype=torch.float64):
-    """A batch, as MACE's calculator and trainer make it."""
+def batch(model, *frames, dtype=torch.float64):
+    """As MACE's calculator and trainer make it."""
     table = tools.AtomicNumberTable(model.atomic_numbers.tolist())
     with default_dtype(dtype):
         graphs = [
@@ -111,7 +111,12 @@ def data(model, *frames, dtype=torch.float64):
             for atoms in frames
         ]  # fmt: skip
         loader = torch_geometric.dataloader.DataLoader(graphs, len(graphs), shuffle=False)
-        return next(iter(loader)).to_dict()
+        return next(iter(loader))
+
+
+def data(model, *frames, dtype=torch.float64):
+    """What a model takes."""
+    return batch(model, *frames, dtype=dtype).to_dict()
 
 
 OUTPUTS = ("energy", "node_energy", "forces", "stress", "virials", "node_feats")

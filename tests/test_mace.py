@@ -2,11 +2,15 @@
 
 import copy
 import io
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import fastmlip
+from fastmlip.cli import app
 from fastmlip.integrations.swap import report
 
 pytest.importorskip(
@@ -185,3 +189,62 @@ def test_weights_that_change_are_followed():
         for parameter in model.parameters():
             parameter.data.mul_(1.05)
     cases.assert_same(cases.run(fast, frame), cases.run(stock, frame), 1e-10)
+
+
+# ---------------------------------------------------------------- MACE's own tools
+
+
+def test_a_step_of_the_trainer():
+    """The same loss and the same parameters after it."""
+    from mace.modules import WeightedEnergyForcesLoss
+    from mace.tools.train import take_step
+
+    steps = []
+    for model in both("density"):
+        batch = cases.batch(model, cases.STRUCTURES["crystal"], cases.STRUCTURES["molecule"])
+        batch.energy, batch.forces = torch.tensor([1.0, -1.0]), torch.zeros_like(batch.positions)
+        loss, _ = take_step(
+            model.train(), WeightedEnergyForcesLoss(1.0, 10.0), batch,
+            torch.optim.SGD(model.parameters(), lr=1e-3), None,
+            {"forces": True, "virials": False, "stress": False}, None, torch.device("cpu"),
+        )  # fmt: skip
+        steps.append((loss.detach(), dict(model.named_parameters())))
+    assert abs(steps[1][0] - steps[0][0]) <= 1e-10 * abs(steps[0][0])
+    for name, parameter in steps[0][1].items():
+        assert (steps[1][1][name] - parameter).abs().max() <= 1e-10, name
+
+
+def test_torchscript_takes_the_forward_of_stock():
+    """As ``mace_create_lammps_model`` scripts it."""
+    from e3nn.util import jit
+    from mace.calculators import LAMMPS_MACE
+
+    stock, fast = both()
+    with pytest.warns(UserWarning, match="not accelerated"):
+        scripted = jit.compile(LAMMPS_MACE(fast))
+    given = cases.data(stock, cases.STRUCTURES["crystal"])
+    local = torch.ones(len(given["positions"]), dtype=torch.bool)
+    want = LAMMPS_MACE(stock)({**given}, local)
+    got = scripted({**given}, local)
+    for name in ("total_energy_local", "forces"):
+        assert (got[name] - want[name]).abs().max() <= 1e-10 * want[name].abs().max()
+    assert (fastmlip_forces(fast, given, local) - want["forces"]).abs().max() <= 1e-10
+
+
+def fastmlip_forces(model, given, local):
+    from mace.calculators import LAMMPS_MACE
+
+    return LAMMPS_MACE(model)({**given}, local)["forces"]
+
+
+def test_the_example_of_the_page(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs/mace.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    torch.save(cases.small(), tmp_path / "my.model")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    assert report(names["calculator"].models[0])[0].status == "swapped"
+    (command,) = re.findall(r"`fastmlip (check my.model)`", page)
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 0, result.output

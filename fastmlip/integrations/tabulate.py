@@ -23,10 +23,10 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 def tabulate(
     model: Model, tol: float = TOLERANCE, structures: ase.Atoms | Iterable[ase.Atoms] | None = None
 ) -> Model:
-    """An accelerated copy of a model of NequIP's, Allegro's or SevenNet's with tables of the
-    distance, for inference.
+    """An accelerated copy of a model of NequIP's, Allegro's, SevenNet's or MACE's with tables of
+    the distance, for inference.
 
-    In every layer of NequIP and SevenNet the weights of the tensor product are a function of the
+    In every layer of NequIP, SevenNet and MACE the weights of the tensor product are a function of the
     (normalised) distance alone; in Allegro, the scalar embedding and all that is linear in it are
     one of the distance and the two types. The copy takes them from quintic B-splines on a uniform
     grid of the whole range from 0 to the cutoff, where they go to zero smoothly; forces are the
