@@ -13,7 +13,7 @@ CSRC := $(filter-out csrc/lammps/%,$(wildcard csrc/*/*.cpp csrc/*/*.h))
 PLUGIN := $(wildcard csrc/lammps/*.cpp csrc/lammps/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo demo-allegro demo-lammps demo-sevennet test test-all test-sevennet test-mace tritons test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
+.PHONY: demo demo-allegro demo-lammps demo-sevennet test test-all test-sevennet test-mace tritons test-torch fingerprints sanitize tsan lint format bench bench-all bench-mace docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -109,6 +109,10 @@ bench: $(VENV)/.test
 
 bench-all: $(VENV)/.test
 	$(BIN)/fastmlip bench --all --report build/bench
+
+# models of MACE, in the environment of their tests
+bench-mace: $(MACE)/.ready
+	$(MACE)/bin/python -c "from fastmlip.cli import app; app()" bench --all -k mace
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -q -W --keep-going -E docs build/docs

@@ -7,7 +7,9 @@ pinned (``--threads``, default 2) because a benchmark must say what it ran on. `
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
 from time import perf_counter
 
 import pytest
@@ -18,6 +20,11 @@ from .environment import environment, synchronize
 from .results import Report, collect
 from .summary import text
 
+# beside MACE there is an e3nn that the models of other rows do not take
+if importlib.util.find_spec("mace"):
+    collect_ignore = [
+        str(p) for p in Path(__file__).parent.glob("bench_*.py") if p.stem != "bench_mace"
+    ]
 NOT_GROUPS = ("who", "block")  # parameters in which the rows of a group differ
 
 
