@@ -29,6 +29,15 @@ def test_forces(name, dtype):
         assert abs(got["energy"] - want["energy"]).max() <= 1e-4 * len(atoms)
 
 
+def test_tables_of_a_tabulated_model():
+    """They are made of its networks, not of its tables."""
+    exact = cases.small()
+    fine = fastmlip.tabulate(fastmlip.tabulate(exact, tol=10.0), tol=1e-6)
+    frame = cases.STRUCTURES["crystal"]
+    want, got = (cases.run(model, frame)["forces"] for model in (exact, fine))
+    assert (got - want).abs().max() <= 1e-6
+
+
 def test_copies_keep_tables():
     fast = fastmlip.tabulate(cases.small(dtype=F32), tol=1e-3)
     frame = cases.STRUCTURES["crystal"]

@@ -28,9 +28,9 @@ def tabulate(
 
     In every layer of NequIP, SevenNet and MACE the weights of the tensor product are a function of
     the (normalised) distance alone; in Allegro, the scalar embedding and all that is linear in it
-    are one of the distance and the two types. The copy takes them from quintic B-splines on a uniform
-    grid of the whole range from 0 to the cutoff, where they go to zero smoothly; forces are the
-    exact derivative of its energy. The grid is refined until no force component of the probe
+    are one of the distance and the two types. The copy takes them from quintic B-splines on a
+    uniform grid of the whole range from 0 to the cutoff, where they go to zero smoothly; forces are
+    the exact derivative of its energy. The grid is refined until no force component of the probe
     structures is off by more than ``tol``; ``fastmlip.summary`` and a compiled model's metadata say
     what was reached. Molecules, dimers and trimers with bonds from 0.1 r_max on are always among
     these structures. The copy takes no state dict, which its tables would not follow.

@@ -46,17 +46,21 @@ def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None) -
     blocks = [parts.interaction for parts in plan.layers]
     functions = [partial(_weights, *_in_float64(network, block)) for block in blocks]
 
+    def forget() -> None:
+        for layer in network.fast_layers:
+            layer.spline = None
+
     def fit(intervals: int) -> None:
         for layer, function in zip(network.fast_layers, functions, strict=True):
             layer.spline = RadialSpline(RadialSpline.fit(function, intervals).to(network.r_max))
 
+    forget()  # of a model that has tables: forces are compared with those of its networks
     try:
         roundings = ROUNDINGS * (1 + len(blocks))
         host = models.host_model(network)
         found = refine(host, fit, tol, structures, roundings=roundings, large=LARGE, usual=USUAL)
     except BaseException:
-        for layer in network.fast_layers:
-            layer.spline = None
+        forget()
         raise
     errors = [
         RadialSpline.error(layer.spline.coefficients(), function)
