@@ -19,7 +19,7 @@
 namespace fastmlip::FASTMLIP_ISA {
 namespace {
 
-constexpr int64_t kTaskNodes = 64;  // that packed coefficients serve
+constexpr int64_t kTaskNodes = 32;  // that packed coefficients serve
 template <bool kSecond>
 constexpr int kNodes = FASTMLIP_VECTOR_BYTES < 64 && kSecond ? 2 : 4;
 
