@@ -13,7 +13,7 @@ CSRC := $(filter-out csrc/lammps/%,$(wildcard csrc/*/*.cpp csrc/*/*.h))
 PLUGIN := $(wildcard csrc/lammps/*.cpp csrc/lammps/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo demo-allegro demo-lammps demo-sevennet test test-all test-sevennet tritons test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
+.PHONY: demo demo-allegro demo-lammps demo-sevennet test test-all test-sevennet test-mace tritons test-torch fingerprints sanitize tsan lint format bench bench-all docs wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -44,6 +44,18 @@ $(TRITONS): build/triton/%: | $(VENV)/.test
 # the tests of one host; `make test` runs them too
 test-sevennet: $(VENV)/.test
 	$(PYTEST) -m "not slow" $(wildcard tests/test_sevennet*.py)
+
+# MACE pins an e3nn that NequIP and SevenNet do not take: its tests have an environment of their own,
+# which has all else from the first one
+MACE := .venv-mace
+test-mace: $(MACE)/.ready
+	$(subst $(BIN),$(MACE)/bin,$(PYTEST)) -m "not slow" $(wildcard tests/test_mace*.py)
+$(MACE)/.ready: pyproject.toml $(VENV)/.test
+	$(PYTHON) -m venv $(MACE)
+	$(BIN)/python -c "import sysconfig as s; print(f'import site; site.addsitedir(\"{s.get_path(\"purelib\")}\")')" \
+		> $$($(MACE)/bin/python -c "import sysconfig as s; print(s.get_path('purelib'))")/first.pth
+	$(MACE)/bin/pip install -q --no-build-isolation -c $(PINS) "mace-torch>=0.3.16,<0.4"
+	touch $@
 
 # a slice of the suite over the wheel in dist/ (`make wheel`) and another torch, in an environment of
 # its own: make test-torch TORCH=2.11.0
@@ -144,4 +156,4 @@ $(EXTRAS): $(VENV)/.%: $(VENV)/.built
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fastmlip/_C*.so
+	rm -rf $(VENV) $(MACE) build dist *.egg-info fastmlip/_C*.so

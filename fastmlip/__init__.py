@@ -1,5 +1,11 @@
 """Fused kernels for E(3)-equivariant interatomic potentials, on CPU (C++) and GPU (Triton)."""
 
+import torch
+
+# ruff: noqa: E402
+# e3nn 0.4, which MACE pins, has one in its constants, and torch loads them only if it is allowed
+torch.serialization.add_safe_globals([slice])
+
 from fastmlip import data, nn, ops
 from fastmlip.backend import BackendUnavailableError, info, use_backend, warn_if_slow
 from fastmlip.checks import check

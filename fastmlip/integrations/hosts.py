@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from fastmlip.integrations import allegro, nequip, sevennet
+from fastmlip.integrations import allegro, mace, nequip, sevennet
 from fastmlip.integrations.host import Host, HostModel, Verdict
 
-HOSTS: tuple[Host, ...] = (allegro.HOST, nequip.HOST, sevennet.HOST)
+HOSTS: tuple[Host, ...] = (allegro.HOST, mace.HOST, nequip.HOST, sevennet.HOST)
 
 
 class Judged(NamedTuple):

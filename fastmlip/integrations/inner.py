@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 # a packaged model has copies of their classes
-HOMES = {"torch", "e3nn", "nequip", "allegro", "sevenn", "fastmlip"}
+HOMES = {"torch", "e3nn", "nequip", "allegro", "sevenn", "mace", "fastmlip"}
 HOOKS = {
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",

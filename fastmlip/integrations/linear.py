@@ -88,11 +88,10 @@ class TypedLinear(torch.nn.Module):
 
     folded: torch.Tensor | None  # M, where it is kept: in tabulated models
 
-    def __init__(self, sc: Any) -> None:
+    def __init__(self, sc: Any, layout_in: str = "mul_ir", layout_out: str = "mul_ir") -> None:
         super().__init__()
-        self.map = nn.IrrepsLinear(
-            sc.irreps_in1, sc.irreps_out, [(path.i_in1, path.i_out) for path in sc.instructions]
-        )
+        pairs = [(path.i_in1, path.i_out) for path in sc.instructions]
+        self.map = nn.IrrepsLinear(sc.irreps_in1, sc.irreps_out, pairs, layout_in, layout_out)
         self.num_attrs = int(sc.irreps_in2.dim)  # Dynamo cannot guard irreps
         self.register_buffer("folded", None, persistent=False)
 

@@ -33,9 +33,8 @@ def undone_on_error(model: torch.nn.Module) -> Iterator[None]:
     """Whatever is raised inside leaves the modules, parameters and buffers of ``model`` as they
     were; old modules share their children with new ones, so each is put back. So are the classes
     of modules, of which those swapped in place get another one."""
-    before = [
-        (held, type(held)(held)) for m in model.modules() for held in (vars(m)[n] for n in INSIDE)
-    ]
+    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+    before = [(held, type(held)(held)) for m in modules for held in (vars(m)[n] for n in INSIDE)]
     classes = [(module, type(module)) for module in model.modules()]
     try:
         yield

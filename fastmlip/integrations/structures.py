@@ -37,6 +37,29 @@ def volume(data: Data) -> float:
     return float(torch.linalg.det(data[CELL].view(3, 3)).abs())
 
 
+def of_atoms(atoms: Any, types: Sequence[int]) -> Data:
+    """The fields of an ``ase.Atoms`` whose atoms are of the types of these numbers, without
+    edges."""
+    return {
+        POS: torch.as_tensor(atoms.positions, dtype=torch.float64),
+        CELL: torch.as_tensor(atoms.cell.array, dtype=torch.float64).view(1, 3, 3),
+        "pbc": torch.as_tensor(atoms.pbc).view(1, 3),
+        TYPES: torch.as_tensor(types, dtype=torch.long),
+    }
+
+
+def together(frames: Sequence[Data]) -> Data:
+    """One batch of several frames."""
+    counts = [len(frame[POS]) for frame in frames]
+    starts = [sum(counts[:n]) for n in range(len(counts))]
+    fields = {n: torch.cat([f[n] for f in frames]) for n in (POS, CELL, "pbc", TYPES, SHIFTS)}
+    edges = [frame[EDGES] + n for frame, n in zip(frames, starts, strict=True)]
+    device = fields[POS].device
+    atoms = torch.tensor(counts, device=device)
+    batch = torch.arange(len(frames), device=device).repeat_interleave(atoms)
+    return {**fields, EDGES: torch.cat(edges, 1), "batch": batch, "num_atoms": atoms}
+
+
 # ---------------------------------------------------------------- where they come from
 
 

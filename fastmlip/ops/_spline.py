@@ -14,8 +14,8 @@ They add up to one, so the value is also::
     S_j   = B_(j+1) + .. + B_5,   j = 0 .. 4
 
 whose derivatives, unlike those of the first form, are no small differences of large numbers:
-float32 keeps its digits. This file computes the second form, csrc/operators/spline_batch.h the first, and
-slopes by the second.
+float32 keeps its digits. This file computes the second form, csrc/operators/spline_batch.h the
+first, and slopes by the second.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ A rank has L atoms of its own and G ghosts, copies of atoms that it or another r
 
 Each is the transpose of the other, so the two operators close the ladder of derivatives. Who owns
 what is known to the program that runs the simulation: it registers two functions with
-``fastmlip_set_ghost_world``, a C function of the extension (``csrc/operators/ghost_exchange.h``). All ranks
-call the operators in the same order, those without atoms too.
+``fastmlip_set_ghost_world``, a C function of the extension
+(``csrc/operators/ghost_exchange.h``). All ranks call the operators in the same order, those without
+atoms too.
 """
 
 from __future__ import annotations

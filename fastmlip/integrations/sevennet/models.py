@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fastmlip.integrations import structures
 from fastmlip.integrations.host import HostModel, readable
 
 Tensor = torch.Tensor
@@ -67,13 +68,7 @@ class SevenNetModel(HostModel):
         return torch.tensor(sorted(model.type_map, key=model.type_map.get))
 
     def frame(self, atoms: Any, types: Any) -> dict[str, Tensor]:
-        data = {
-            "pos": torch.as_tensor(atoms.positions, dtype=torch.float64),
-            "cell": torch.as_tensor(atoms.cell.array, dtype=torch.float64).view(1, 3, 3),
-            "pbc": torch.as_tensor(atoms.pbc).view(1, 3),
-            "atom_types": torch.as_tensor(types, dtype=torch.long),
-        }
-        return self.neighbours(data)
+        return self.neighbours(structures.of_atoms(atoms, types))
 
     def neighbours(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         from ase import Atoms
@@ -88,19 +83,7 @@ class SevenNetModel(HostModel):
         return {**data, "edge_index": edges, "edge_cell_shift": shifts.view(-1, 3)}
 
     def batch(self, frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        counts = [len(frame["pos"]) for frame in frames]
-        starts = [sum(counts[:n]) for n in range(len(counts))]
-        together = {
-            name: torch.cat([frame[name] for frame in frames])
-            for name in ("pos", "cell", "pbc", "atom_types", "edge_cell_shift")
-        }
-        edges = [frame["edge_index"] + n for frame, n in zip(frames, starts, strict=True)]
-        batch = torch.arange(len(frames)).repeat_interleave(torch.tensor(counts))
-        device = together["pos"].device
-        return {
-            **together, "edge_index": torch.cat(edges, 1), "batch": batch.to(device),
-            "num_atoms": torch.tensor(counts, device=device),
-        }  # fmt: skip
+        return structures.together(frames)
 
 
 def _volumes(data: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,187 @@
+"""MACE's models, accelerated: the numbers of the host in every way it is used."""
+
+import copy
+import io
+
+import pytest
+import torch
+
+import fastmlip
+from fastmlip.integrations.swap import report
+
+pytest.importorskip(
+    "mace", reason="MACE needs e3nn 0.4.4, an environment of its own: make test-mace"
+)
+import mace_cases as cases
+
+F32, F64 = torch.float32, torch.float64
+
+
+def both(name="residual", dtype=F64, **options):
+    return cases.small(name, dtype), fastmlip.accelerate(cases.small(name, dtype), **options)
+
+
+@pytest.mark.parametrize("name", list(cases.VARIANTS))
+def test_energies_forces_and_stress(name):
+    stock, fast = both(name)
+    assert {(row.status, row.reason) for row in report(fast)} == {("swapped", "")}
+    for atoms in cases.STRUCTURES.values():
+        cases.assert_same(cases.run(fast, atoms), cases.run(stock, atoms), 1e-10)
+
+
+@pytest.mark.parametrize("name", list(cases.VARIANTS))
+def test_float32(name):
+    """As near to float64 as stock is, which has errors beyond 1e-5 where atoms are close."""
+    stock, fast = both(name, F32)
+    for atoms in cases.STRUCTURES.values():
+        exact = cases.run(cases.small(name), atoms)
+        got, want = (cases.run(model, atoms, dtype=F32) for model in (fast, stock))
+        for key, expected in exact.items():
+            size = expected.abs().max().clamp(min=0.1)
+            allowed = max(1e-5 * size, 4 * (want[key] - expected).abs().max())
+            assert (got[key] - expected).abs().max() <= allowed, key
+
+
+def test_batches():
+    stock, fast = both()
+    frames = list(cases.STRUCTURES.values())
+    cases.assert_same(cases.run(fast, *frames), cases.run(stock, *frames), 1e-10)
+
+
+@pytest.mark.parametrize("name", ["residual", "density", "plain first"])
+def test_gradients_of_parameters(name):
+    """Of a loss of energies, forces and stress, as in training."""
+    found = []
+    for model in both(name):
+        out = model.train()(
+            cases.data(model, *cases.STRUCTURES.values()), training=True, compute_stress=True
+        )
+        loss = sum(out[key].square().sum() for key in ("energy", "forces", "stress"))
+        loss.backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 10
+    for name in found[0]:
+        size = found[0][name].abs().max().clamp(min=1e-3)
+        assert (found[1][name] - found[0][name]).abs().max() <= 1e-9 * size, name
+
+
+def test_hessians():
+    stock, fast = both()
+    frame = cases.STRUCTURES["molecule"]
+    want, got = (
+        model(cases.data(model, frame), compute_hessian=True)["hessian"] for model in (stock, fast)
+    )
+    assert (got - want).abs().max() <= 1e-10 * want.abs().max()
+
+
+@pytest.mark.parametrize("name", ["residual", "density"])
+def test_forces_of_edges_and_virials_of_atoms(name):
+    """They need the gradient of each edge, which edges in pairs share."""
+    stock, fast = both(name)
+    names = (*cases.OUTPUTS, "edge_forces", "atomic_virials", "atomic_stresses")
+    options = {"outputs": names, "compute_edge_forces": True, "compute_atomic_stresses": True}
+    frame = cases.STRUCTURES["crystal"]
+    cases.assert_same(cases.run(fast, frame, **options), cases.run(stock, frame, **options), 1e-10)
+
+
+def test_a_caller_reads_gradients_of_single_edges():
+    found = []
+    for model in both():
+        given = cases.data(model, cases.STRUCTURES["crystal"])
+        shifts = given["shifts"].requires_grad_()
+        energy = model(given, training=True, compute_force=False)["energy"]
+        found.append(torch.autograd.grad(energy.sum(), shifts)[0])
+    assert (found[1] - found[0]).abs().max() <= 1e-10 * found[0].abs().max()
+
+
+def test_forces_are_the_derivative_of_the_energy():
+    _, fast = both("density")
+    atoms = cases.STRUCTURES["crystal"].copy()
+    forces, h = cases.run(fast, atoms)["forces"], 1e-4
+    for atom, axis in ((0, 0), (3, 1), (11, 2)):
+        energies = []
+        for step in (h, -h):
+            moved = atoms.copy()
+            moved.positions[atom, axis] += step
+            energies.append(cases.run(fast, moved)["energy"].item())
+        assert abs(-(energies[0] - energies[1]) / (2 * h) - forces[atom, axis]) <= 1e-6
+
+
+def test_the_check_passes():
+    assert fastmlip.check(cases.small("residual", F32)).passed
+
+
+def test_copies_files_and_states():
+    stock, fast = both(dtype=F32)
+    frame = cases.STRUCTURES["crystal"]
+    want = cases.run(stock, frame, dtype=F32)
+    cases.assert_same(cases.run(copy.deepcopy(fast), frame, dtype=F32), want, 1e-5)
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    cases.assert_same(cases.run(loaded, frame, dtype=F32), want, 1e-5)
+    assert fast.state_dict().keys() == stock.state_dict().keys()
+    with torch.no_grad():
+        for parameter in stock.parameters():
+            parameter.mul_(1.1)
+    fast.load_state_dict(stock.state_dict())
+    want = cases.run(stock, frame, dtype=F32)
+    cases.assert_same(cases.run(fast, frame, dtype=F32), want, 1e-5)
+
+
+def test_calculators():
+    from mace.calculators import MACECalculator
+
+    found = []
+    for model in both():
+        atoms = cases.STRUCTURES["crystal"].copy()
+        atoms.calc = MACECalculator(models=[model], device="cpu", default_dtype="float64")
+        found.append(atoms.get_forces())
+        assert atoms.get_stress().shape == (6,) and atoms.get_potential_energy()
+    assert abs(found[1] - found[0]).max() <= 1e-10 * abs(found[0]).max()
+
+
+# ---------------------------------------------------------------- what runs in MACE's own forward
+
+
+def test_hooks_and_adapters_run():
+    stock, fast = both()
+    for model in (stock, fast):
+        model.products[0].linear.register_forward_hook(lambda module, args, out: 2 * out)
+    frame = cases.STRUCTURES["crystal"]
+    assert "hook" in report(fast)[0].reason
+    cases.assert_same(cases.run(fast, frame), cases.run(stock, frame), 1e-10)
+
+
+def test_node_attributes_that_are_no_types():
+    found = []
+    for model in both():
+        given = cases.data(model, cases.STRUCTURES["crystal"])
+        given["node_attrs"] = 0.3 * given["node_attrs"] + 0.1
+        found.append(model(given)["forces"])
+    assert (found[1] - found[0]).abs().max() <= 1e-12 * found[0].abs().max()
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"others": "RealAgnosticResidualNonLinearInteractionBlock"}, "does not accelerate"),
+        ({"apply_cutoff": False}, "its cutoff multiplies"),
+        ({"correlation": 4}, "its correlation is 4"),
+    ],
+)
+def test_what_is_not_accelerated_is_named(options, why, monkeypatch):
+    monkeypatch.setitem(cases.VARIANTS, why, options)
+    with pytest.raises(ValueError, match=why):
+        fastmlip.accelerate(cases.small(why))
+
+
+def test_weights_that_change_are_followed():
+    stock, fast = both()
+    frame = cases.STRUCTURES["crystal"]
+    cases.run(fast, frame)
+    for model in (stock, fast):
+        for parameter in model.parameters():
+            parameter.data.mul_(1.05)
+    cases.assert_same(cases.run(fast, frame), cases.run(stock, frame), 1e-10)
