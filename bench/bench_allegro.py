@@ -13,12 +13,13 @@ from functools import cache
 
 import pytest
 import torch
+from nequip.data import AtomicDataDict, compute_neighborlist_, from_ase
 from nequip.utils.global_state import set_global_state
 
 import fastmlip
 from fastmlip.testing.process import run_python
 
-from .bench_inference import _atoms, _frame, _run, export
+from .bench_inference import STRUCTURES, _alloy, _atoms, _frame, _run, export
 from .bench_nequip import TYPE_NAMES, _peak_memory, _training_step
 
 pytest.importorskip("allegro")
@@ -33,18 +34,22 @@ WHO = {
 }  # fmt: skip
 
 
-@cache
-def _models(name):
+def _build(name, compile_mode="eager"):
     from allegro.model import AllegroModel
 
     set_global_state(allow_tf32=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        stock = AllegroModel(
-            seed=1, model_dtype="float32", type_names=TYPE_NAMES, r_max=5.0,
-            radial_chemical_embed={"_target_": "allegro.nn.TwoBodyBesselScalarEmbed"},
+        return AllegroModel(
+            seed=1, compile_mode=compile_mode, model_dtype="float32", type_names=TYPE_NAMES,
+            r_max=5.0, radial_chemical_embed={"_target_": "allegro.nn.TwoBodyBesselScalarEmbed"},
             num_scalar_features=64, avg_num_neighbors=40.0, **MODELS[name],
         )  # fmt: skip
+
+
+@cache
+def _models(name):
+    stock = _build(name)
     return {
         "stock": stock.eval(),
         "fast": fastmlip.accelerate(copy.deepcopy(stock)).eval(),
@@ -63,7 +68,7 @@ def _compiled(name, who):
 
 
 @pytest.mark.parametrize("who", list(WHO))
-@pytest.mark.parametrize("structure", ["108-atom alloy"])
+@pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("name", list(MODELS))
 def bench_allegro(compare, name, structure, who):
     data = _frame(structure)
@@ -95,6 +100,39 @@ def bench_allegro_training(compare, name, who):
     title = {"stock": "Allegro", "fast": "fastmlip"}[who]
     compare(title, lambda: _training_step(models[who]), rounds=2 if who == "stock" else 5,
             case=f"Allegro {name}", what="training step", note="108 atoms")  # fmt: skip
+
+
+@cache
+def _two_frames():
+    """Of 32 atoms: NequIP compiles no batch of one frame."""
+    frames = []
+    for atoms in (_alloy("108-atom alloy")[:32], _alloy("108-atom alloy, shuffled")[:32]):
+        frame = compute_neighborlist_(from_ase(atoms), r_max=5.0)
+        frame[AtomicDataDict.ATOM_TYPE_KEY] = torch.arange(len(atoms)) % 3
+        frames.append(frame)
+    return AtomicDataDict.batched_from_list(frames)
+
+
+def _loss_and_gradients(model):
+    out = model.train()(dict(_two_frames()))
+    loss = out["total_energy"].square().mean() + out["forces"].square().mean()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [loss.detach(), *(g for g in grads if g is not None)]
+
+
+@pytest.mark.parametrize("who", ["Allegro", "Allegro compiled", "fastmlip"])
+@pytest.mark.parametrize("name", list(MODELS))
+def bench_allegro_compiled_training(compare, name, who):
+    """Two frames of 32 atoms; ``compile_mode: compile`` beside eager models."""
+    model = _build(name, "compile" if "compiled" in who else "eager")
+    if who == "fastmlip":
+        fastmlip.accelerate(model)
+    expected = _loss_and_gradients(_build(name))
+    for one, other in zip(expected, _loss_and_gradients(model), strict=True):
+        assert (one - other).abs().max() <= 1e-4 * one.abs().max().clamp(min=1e-3)
+    compare(who, lambda: _loss_and_gradients(model), rounds=5 if who == "fastmlip" else 2,
+            case=f"Allegro {name}", what="training step, batch", note="64 atoms")  # fmt: skip
 
 
 def _peak_of_a_training_step(name, who):

@@ -46,6 +46,8 @@ SECONDS = {
     "bench_inference": 15,
     "bench_allegro": 20,
     "bench_allegro_training": 3,
+    "bench_allegro_compiled_training": 60,
+    "bench_mace": 10,
     "bench_scaling": 20,
     "bench_peak_memory": 20,
     "bench_allegro_peak_memory": 30,
