@@ -64,6 +64,14 @@ def test_pretrained_models(name):
         assert abs(got - want[energy]) <= 1e-6 * abs(want[energy])
 
 
+@pytest.mark.parametrize("name", ["typed", "parity, XPLOR"])
+def test_edges_beyond_the_cutoff_count_nothing(name):
+    """A list with a skin, for which SevenNet's own formulas would go on."""
+    stock, fast = both(name)
+    want = cases.run(stock, STRUCTURES["crystal"])
+    cases.assert_same(cases.run(fast, STRUCTURES["crystal"], r_max=5.5), want, 1e-10)
+
+
 @pytest.mark.parametrize("name", ["parity, XPLOR", "linear"])
 def test_the_check_passes(name):
     report = fastmlip.check(cases.small(name, F32))
