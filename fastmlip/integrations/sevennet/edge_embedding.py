@@ -2,8 +2,8 @@
 
 Lengths, harmonics, and with a polynomial cutoff the radial basis too, in one pass in float64. An
 XPLOR cutoff is the host's own, on these lengths. The basis is zero from the cutoff on, where the
-host's formulas go on. In a tabulated model there is no radial basis, but the place of each length in
-the grid of the splines.
+host's formulas go on. In a tabulated model there is no radial basis, but the place of each length
+in the grid of the splines.
 """
 
 from __future__ import annotations
