@@ -291,6 +291,33 @@ def test_one_rank_fails_alone(what, exported, plugin, tmp_path):
     assert done.returncode != 0 and expected[what] in text
 
 
+@pytest.mark.parametrize("end", ["finished", "an error", "killed"])
+def test_no_end_of_a_run_leaves_temporary_files(end, exported, plugin, tmp_path, monkeypatch):
+    """Of a model, torch unpacks a copy for every rank."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    changes = {"newton": "off"} if end == "an error" else {}
+    coeff = f"* * {exported('nequip')[1]} Na Cl"
+    text = BEGIN.format(**{**PLAIN, **changes}, plugin=plugin, coeff=coeff)
+    if end == "killed":
+        script = tmp_path / "kill.sh"
+        script.write_text("#!/bin/bash\nkill -9 $(ps -o ppid= -p $PPID)\n")
+        script.chmod(0o755)
+        text += f"shell {script}\n"
+    done = launch(tmp_path, text, 2, seconds=60)
+    assert (done.returncode == 0) == (end == "finished"), done.stdout
+    assert not list(temporary.rglob("*model*")) and not list(temporary.glob("fastmlip*"))
+
+
+def test_no_place_for_temporary_files(exported, plugin, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    coeff = f"* * {exported('nequip')[1]} Na Cl"
+    done = launch(tmp_path, BEGIN.format(**PLAIN, plugin=plugin, coeff=coeff), 2, seconds=60)
+    text = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0 and "no temporary files can be made in" in text
+
+
 # ---------------------------------------------------------------- the commands
 
 

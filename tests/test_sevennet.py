@@ -64,6 +64,14 @@ def test_pretrained_models(name):
         assert abs(got - want[energy]) <= 1e-6 * abs(want[energy])
 
 
+@pytest.mark.parametrize("name", ["typed", "parity, XPLOR"])
+def test_edges_beyond_the_cutoff_count_nothing(name):
+    """A list with a skin, for which SevenNet's own formulas would go on."""
+    stock, fast = both(name)
+    want = cases.run(stock, STRUCTURES["crystal"])
+    cases.assert_same(cases.run(fast, STRUCTURES["crystal"], r_max=5.5), want, 1e-10)
+
+
 @pytest.mark.parametrize("name", ["parity, XPLOR", "linear"])
 def test_the_check_passes(name):
     report = fastmlip.check(cases.small(name, F32))
@@ -270,6 +278,22 @@ def test_parts_that_change_are_read_again():
                 parameter.mul_(1.03)
         wants.append(cases.run(model, STRUCTURES["crystal"]))
     cases.assert_same(wants[1], wants[0], 1e-10)
+
+
+def test_a_model_of_which_a_part_was_swapped_before():
+    """As where a hook was in the way at first: what was swapped then is no obstacle."""
+    stock, fast = cases.small(), cases.small()
+    hook = fast.get_submodule("1_self_interaction_1.linear").register_forward_hook(lambda *_: None)
+    with cases.in_dtype(F64), pytest.warns(UserWarning, match="a forward hook on it"):
+        fastmlip.accelerate(fast)
+    assert report(fast)[0].status == "kept" and report(fast)[1].status == "swapped"
+    hook.remove()
+    with cases.in_dtype(F64):
+        fastmlip.accelerate(fast)
+    assert {(row.status, row.reason) for row in report(fast)} == {("swapped", "")}
+    assert len(fast.plan().layers) == 3
+    want = cases.run(stock, STRUCTURES["crystal"])
+    cases.assert_same(cases.run(fast, STRUCTURES["crystal"]), want, 1e-10)
 
 
 def test_a_failed_self_check_leaves_the_model_as_it_was(monkeypatch):

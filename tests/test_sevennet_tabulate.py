@@ -96,6 +96,14 @@ def test_what_tables_cannot_follow_is_refused(models, change):
         cases.run(fast, cases.crystal(), dtype=F32)
 
 
+def test_tables_are_made_anew_of_the_networks():
+    """A model with coarse tables is compared with its networks, not with these tables."""
+    stock = cases.small("typed", F32)
+    coarse = fastmlip.tabulate(stock, tol=1e-2)
+    once, twice = fastmlip.tabulate(stock), fastmlip.tabulate(coarse)
+    assert once.table_metadata == twice.table_metadata != coarse.table_metadata
+
+
 def test_a_tolerance_that_cannot_be_reached():
     with pytest.raises(ValueError, match=r"tol: 1.0e-12 eV/Angstrom was not reached"):
         fastmlip.tabulate(cases.small("typed", F32), tol=1e-12)

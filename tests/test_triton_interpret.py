@@ -129,6 +129,29 @@ else:
                 with pytest.raises(ValueError, match="order: expected int64"):
                     call(order=wrong)
 
+    @pytest.mark.parametrize("part", ["dst_edge", "src_edge"])
+    def test_an_order_without_an_edge_is_refused(part):
+        """A row of no edge would stay as memory was."""
+        case = OP.cases["path-weights"]
+        inputs = make_inputs(case, nodes=3, edges=4)
+        order = edge_order(inputs.edge_dst, inputs.edge_src, 3)
+        edges = getattr(EdgeOrder(order, 3, 4), part)
+        edges[1] = edges[0]
+        raises = pytest.raises(RuntimeError, match="order: not the edge_order")
+        with backend.use_backend("triton"), raises:
+            ops.tensor_product_conv(*inputs, case.problem, order=order)
+
+    def test_an_order_along_a_curve_is_refused():
+        """As a CPU makes it of more than 1,000 nodes with positions; kernels walk from 0 on."""
+        case = OP.cases["path-weights"]
+        inputs = make_inputs(case, nodes=1001, edges=4)
+        positions = torch.rand((1001, 3), generator=torch.Generator().manual_seed(0))
+        order = edge_order(inputs.edge_dst, inputs.edge_src, 1001, positions)
+        assert not torch.equal(EdgeOrder(order, 1001, 4).node, torch.arange(1001))
+        raises = pytest.raises(RuntimeError, match="order: expected nodes from 0 to N - 1")
+        with backend.use_backend("triton"), raises:
+            ops.tensor_product_conv(*inputs, case.problem, order=order)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("name", [n for n in OP.cases if "-L-" not in n and "-XL-" not in n])

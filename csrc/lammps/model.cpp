@@ -7,8 +7,12 @@
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
+#include <cerrno>
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 
@@ -40,6 +44,37 @@ auto plainly(const F& f) {
     throw std::runtime_error(error.what_without_backtrace());
   }
 }
+
+// A folder for what torch unpacks of a model file, of this process alone. It goes with this object,
+// so that no end of a run leaves it: what torch has loaded of it stays in memory.
+class Unpacked {
+ public:
+  Unpacked() {
+    for (const char* name : {"TEMPDIR", "TEMP", "TMP", "TMPDIR"})  // the last counts
+      if (const char* set = std::getenv(name); set && *set) path_ = set;
+    if (const char* set = std::getenv("TMPDIR")) before_ = set;
+    const std::string base = path_;
+    path_ += "/fastmlip_XXXXXX";
+    if (!mkdtemp(path_.data()))
+      throw std::runtime_error("no temporary files can be made in " + base + " (" +
+                               std::strerror(errno) + "): set TMPDIR to a folder where they can");
+    setenv("TMPDIR", path_.c_str(), 1);
+  }
+  ~Unpacked() {
+    if (before_)
+      setenv("TMPDIR", before_->c_str(), 1);
+    else
+      unsetenv("TMPDIR");
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  Unpacked(const Unpacked&) = delete;
+  Unpacked& operator=(const Unpacked&) = delete;
+
+ private:
+  std::string path_ = "/tmp";
+  std::optional<std::string> before_;  // what TMPDIR was
+};
 
 template <class T>
 std::vector<T> split(const std::string& text) {
@@ -77,6 +112,7 @@ About read_about(const std::string& path) {
   if (!std::ifstream(path))
     throw std::runtime_error("there is no such file, or it is not readable");
   About about;
+  const Unpacked folder;
   try {
     for (const auto& [key, value] :
          torch::inductor::AOTIModelPackageLoader::load_metadata_from_package(path, "model"))
@@ -114,6 +150,7 @@ struct Model::Torch {
 Model::Model(const std::string& path, int threads) {
   const SetWorld set_world = load_operators();
   at::set_num_threads(threads);
+  const Unpacked folder;
   torch_ = plainly([&] { return std::make_unique<Torch>(path); });
   torch_->set_world = set_world;
 }

@@ -12,7 +12,8 @@ sorted again (C++: one linear pass).
 ``node[i]`` is i, or on the C++ backend, with positions of more than 1,000 nodes, the i-th along a
 Hilbert curve through space. Kernels walk nodes in this order: in a system larger than the caches,
 nodes that follow one another then share most of their neighbours. The order changes no bit of what
-they compute (:mod:`fastmlip.ops.radial_conv` names its one exception).
+they compute (:mod:`fastmlip.ops.radial_conv` names its one exception). Triton kernels walk nodes
+from 0 to N - 1 and refuse another order.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def check_edges(edge_dst: torch.Tensor, edge_src: torch.Tensor, nodes: torch.Ten
 
 
 def check_order(order: torch.Tensor, num_nodes: int, num_edges: int, device: torch.device) -> None:
-    """Raise unless ``order`` can be that of as many nodes and edges.
+    """Raise unless ``order`` can be that of as many nodes and edges, for a Triton kernel.
 
     Its numbers are not read where :func:`edge_order` made this very tensor and nobody has written
     to it since: a model's layers share one, and reading it costs more than it takes to launch one
@@ -102,7 +103,8 @@ def check_order(order: torch.Tensor, num_nodes: int, num_edges: int, device: tor
 
     Raises:
         ValueError: another shape, dtype or device.
-        RuntimeError: a number out of range (on a GPU when it next synchronises).
+        RuntimeError: a number out of range, an edge that is missing, nodes in an order of their own
+            (on a GPU when it next synchronises).
     """
     size = EdgeOrder.size(num_nodes, num_edges)
     if order.shape != (size,) or order.dtype != torch.int64 or order.device != device:
@@ -123,7 +125,16 @@ def check_order(order: torch.Tensor, num_nodes: int, num_edges: int, device: tor
         (parts.src_edge, num_edges), (parts.src_dst, num_nodes), (parts.node, num_nodes),
     ):  # fmt: skip
         good.append((index >= 0) & (index < end))
+    for edges in (parts.dst_edge, parts.src_edge):  # each once
+        seen = torch.zeros_like(edges, dtype=torch.bool)
+        good.append(seen.index_fill(0, edges.clamp(0, num_edges - 1), True))
     torch_private.assert_async(torch.cat(good).all(), "order: not the edge_order of these edges")
+    nodes = torch.arange(num_nodes, device=device)
+    torch_private.assert_async(
+        ((parts.node == nodes) & (parts.place == nodes)).all(),
+        "order: expected nodes from 0 to N - 1, which GPU kernels walk in this order; got one that "
+        "was made on a CPU with positions",
+    )
 
 
 def edge_order(

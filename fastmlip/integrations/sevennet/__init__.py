@@ -19,7 +19,11 @@ HOST = Host(
     "sevenn",
     {
         "AtomGraphSequential": Swap(
-            network.FastAtomGraphSequential, network.judge, network.replace, in_place=True
+            network.FastAtomGraphSequential,
+            network.judge,
+            network.replace,
+            parts=network.parts,
+            in_place=True,
         ),
         "EdgeEmbedding": Swap(
             edge_embedding.FastEdgeEmbedding,

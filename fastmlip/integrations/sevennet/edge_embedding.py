@@ -1,8 +1,9 @@
 """SevenNet's ``EdgeEmbedding`` on :func:`fastmlip.ops.edge_embedding`.
 
 Lengths, harmonics, and with a polynomial cutoff the radial basis too, in one pass in float64. An
-XPLOR cutoff is the host's own, on these lengths. In a tabulated model there is no radial basis, but
-the place of each length in the grid of the splines.
+XPLOR cutoff is the host's own, on these lengths. The basis is zero from the cutoff on, where the
+host's formulas go on. In a tabulated model there is no radial basis, but the place of each length
+in the grid of the splines.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class FastEdgeEmbedding(Derived):
         elif is_polynomial:
             data["edge_embedding"] = out.embedding
         else:
-            data["edge_embedding"] = basis(length) * cutoff(length).unsqueeze(-1)
+            envelope = torch.where(length < r_max, cutoff(length), 0.0)
+            data["edge_embedding"] = basis(length) * envelope.unsqueeze(-1)
         return data
 
     def _places(self: Any, length: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

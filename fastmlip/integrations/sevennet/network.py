@@ -21,7 +21,7 @@ are constants then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ import torch
 from fastmlip import ops
 from fastmlip.integrations import inner, refine
 from fastmlip.integrations.derived import Derived, derive_in_place, is_cpp
+from fastmlip.integrations.forwards import package
 from fastmlip.integrations.sevennet.edge_embedding import FIRST_ROW
 from fastmlip.integrations.sevennet.layer import (
     InteractionLayer,
@@ -217,6 +218,14 @@ def judge(module: Any, model: torch.nn.Module) -> str | None:
     kinds_of = {inner.kind(child) for child in module}
     has_layers = kinds_of & {"IrrepsConvolution", "FastIrrepsConvolution"}
     return _unknown(module) if has_layers else None
+
+
+def parts(module: torch.nn.Module) -> Iterable[tuple[str, torch.nn.Module]]:
+    """``module`` and those in it, without fastmlip's own, which are there where a part was swapped
+    before the whole."""
+    return (
+        (path, part) for path, part in module.named_modules() if package(type(part)) != "fastmlip"
+    )
 
 
 def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:

@@ -50,6 +50,11 @@ def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None) -
     functions = [_functions(conv.weight_nn, embedding) for conv in convs]
     to_zero = len(functions[0]) == 1  # an XPLOR cutoff has a second derivative at its end
 
+    def forget() -> None:
+        embedding.spline = None
+        for conv in convs:
+            conv.layer.spline = None
+
     def fit(intervals: int) -> None:
         for conv, pieces in zip(convs, functions, strict=True):
             found = [RadialSpline.fit(piece, intervals, to_zero) for piece in pieces]
@@ -58,14 +63,13 @@ def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None) -
         embedding.pieces = len(functions[0])
         embedding.spline = convs[0].layer.spline
 
+    forget()  # of a model that has tables: forces are compared with those of its networks
     try:
         roundings = ROUNDINGS * (1 + len(convs))
         host = models.host_model(network)
         found = refine(host, fit, tol, structures, roundings=roundings, large=LARGE, usual=USUAL)
     except BaseException:
-        embedding.spline = None
-        for conv in convs:
-            conv.layer.spline = None
+        forget()
         raise
     errors = [
         RadialSpline.error(conv.layer.spline.coefficients(kind), piece)
