@@ -1,11 +1,10 @@
 """NequIP's ``InteractionBlock`` on :func:`fastmlip.ops.radial_conv`.
 
-What takes its place is of a class derived from the host's own, with the same modules inside. On a
-GPU, and under autocast, it is the host's forward, around the swapped ``TensorProductScatter``.
-Otherwise:
+What takes its place is of a class derived from the host's own, with the same modules inside. Under
+autocast it is the host's forward, around the swapped ``TensorProductScatter``. Otherwise:
 
-- the radial network runs once per pair of atoms; with frozen parameters, as in a compiled model or
-  after ``model.requires_grad_(False)``, inside the convolution;
+- on a CPU the radial network runs once per pair of atoms; with frozen parameters, as in a compiled
+  model or after ``model.requires_grad_(False)``, inside the convolution;
 - the self-connection is one linear map per type, where node attributes depend on the type alone;
 - 1 / sqrt(avg_num_neighbors), where it is one number, is part of ``linear_1``; between the linear
   layers rows are in the layout that the convolution computes in;
@@ -24,7 +23,7 @@ import torch
 
 from fastmlip import ops
 from fastmlip.integrations import inner, linear, refine
-from fastmlip.integrations.derived import Derived, derive, is_cpp
+from fastmlip.integrations.derived import Derived, derive, has_kernels, is_cpp
 from fastmlip.integrations.nequip import edges, tensor_product_scatter
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.nn.tensor_product_conv import TensorProductConv
@@ -78,7 +77,7 @@ class FastInteractionBlock(Derived):
         altered = "" if edges.SHARED in data else self.altered()
         if self.spline is not None and altered:
             raise RuntimeError(f"a tabulated model cannot run this: {altered}")
-        if self.spline is not None or (is_cpp(x) and not altered):
+        if self.spline is not None or (has_kernels(x) and not altered):
             return _forward(self, data)
         return super().forward(data)  # type: ignore[misc]
 
@@ -228,7 +227,7 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
         radial, first_row = common.radial
         weight = block.spline.table
     else:
-        if common.pairs and common.pair is None:
+        if common.pairs and common.pair is None and is_cpp(x):
             common.pair = ops.edge_pair(data["edge_vectors"], embedding, order, x.shape[0])
         pair = common.pair
         layers = [layer.weight * layer.alpha for layer in list(block.edge_mlp.mlp)[::2]]
