@@ -2,8 +2,9 @@
 
 A program owns a few rows and a block of channels of one block of irreps of the result, and walks
 the channels of all paths that lead there, a tile of weights at a time: a tile that the rows share
-(one set of weights), or one for each row (weights by type). Rows are read and written in their layouts,
-so nothing is transposed before or after. The sum over a tile's rows comes last, in a fixed order.
+(one set of weights), or one for each row (weights by type). Rows are read and written in their
+layouts, so nothing is transposed before or after. The sum over a tile's rows comes last, in a fixed
+order.
 """
 
 # ruff: noqa: RUF005 (Triton has no (*values, x) inside kernels)

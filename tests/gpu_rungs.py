@@ -228,7 +228,7 @@ def irreps_linear():
         return (
             op.irreps_linear(x, weight, *rest, problem.dim_out, False),
             op.irreps_linear(grad, weight, *rest, problem.dim_in, True),
-            op.irreps_linear(x, weight[:1], None, problem.key, problem.dim_out, False),
+            op.irreps_linear(x, weight.narrow(0, 0, 1), None, problem.key, problem.dim_out, False),
             op.irreps_linear_dweight(x, grad, *rest, weight.shape[0], problem.weight_numel),
         )
 
@@ -240,8 +240,8 @@ def irreps_linear():
 RUNGS = {
     make.__name__: make
     for make in (
-        tensor_product_conv, radial_conv, edge_embedding, zbl, scale_shift, env_sum, contraction, spline,
-        edge_vectors, gate, irreps_linear,
+        tensor_product_conv, radial_conv, edge_embedding, zbl, scale_shift, env_sum, contraction,
+        spline, edge_vectors, gate, irreps_linear,
     )
 }  # fmt: skip
 # what each kernel writes; of these an operand that is None is not there

@@ -129,7 +129,8 @@ def irreps_linear(
     which = backend.choose(x)
     if which != "cpp":
         if types is not None:
-            assert_in_range(types[: x.shape[0]], "types", weight.shape[0], "num_types")
+            read = types if types.shape[0] == x.shape[0] else types[: x.shape[0]]
+            assert_in_range(read, "types", weight.shape[0], "num_types")
         if which == "triton":
             rest = (types, problem.key, problem.dim_out, False)
             return _TRITON["apply"](x, weight, *rest)
@@ -217,11 +218,11 @@ def _dweight(
     for some in torch.arange(num_types, device=x.device).split(TYPES):
         blocks = [x.new_zeros(len(some), 0)]
         for start, mul_in, end, mul_out, dim, _ in described.paths:
-            left = x[:, start : start + mul_in * dim].reshape(nodes, 1, mul_in, dim)
+            left = x.narrow(1, start, mul_in * dim).reshape(nodes, 1, mul_in, dim)
             if types is not None:
-                mine = (types[:nodes, None] == some)[..., None, None]
-                left = torch.where(mine, left, 0)
-            right = grad[:, end : end + mul_out * dim].reshape(nodes, mul_out, dim)
+                mine = types.narrow(0, 0, nodes).unsqueeze(1) == some
+                left = torch.where(mine.view(nodes, -1, 1, 1), left, 0)
+            right = grad.narrow(1, end, mul_out * dim).reshape(nodes, mul_out, dim)
             blocks.append(torch.einsum("ntum,nwm->tuw", left, right).flatten(1))
         rows.append(torch.cat(blocks, 1))
     return torch.cat(rows)

@@ -189,12 +189,9 @@ def parts(block: Any) -> Iterator[tuple[str, Any]]:
 def _forward(block: Any, data: Data) -> Data:
     from nequip.data import AtomicDataDict
 
-    if AtomicDataDict.LMP_MLIAP_DATA_KEY in data:
-        num_local = block._get_mliap_num_local(data)
-    else:
-        num_local = AtomicDataDict.num_nodes(data)
-    x = data["node_features"]
-    if not block.is_first_layer:
+    x, has_ghosts = data["node_features"], AtomicDataDict.LMP_MLIAP_DATA_KEY in data
+    num_local = block._get_mliap_num_local(data) if has_ghosts else None
+    if has_ghosts and not block.is_first_layer:
         x = x[:num_local]
     sc = None if block.sc is None else self_connection(block, x, data)
     data["node_features"] = block.maps["linear_1"](x, block.linear_1)
@@ -210,7 +207,8 @@ def _forward(block: Any, data: Data) -> Data:
         data = norm(data)
     if not block.is_first_layer:
         data = block.ghost_exchange(data, ghost_included=False)
-    x = block.maps["linear_2"](convolution(block, data)[:num_local], block.linear_2)
+    x = convolution(block, data)
+    x = block.maps["linear_2"](x[:num_local] if has_ghosts else x, block.linear_2)
     data["node_features"] = x if sc is None else x + sc
     return data
 
@@ -243,11 +241,13 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
 
 def self_connection(block: Any, x: torch.Tensor, data: Data) -> torch.Tensor:
     """``block.sc`` of the node attributes, ``[N, irreps_out.dim]``."""
-    embed = edges.shared(data).type_embed
-    if not folds(block, embed):
+    common = edges.shared(data)
+    if not folds(block, common.type_embed):
         return block.sc(x, data["node_attrs"][: x.shape[0]])
-    attrs = embed.embed_module.weight
-    return block.maps["sc"](x, block.sc, attrs, data["atom_types"].view(-1))
+    if common.types is None:
+        common.types = data["atom_types"].view(-1)
+    attrs = common.type_embed.embed_module.weight
+    return block.maps["sc"](x, block.sc, attrs, common.types)
 
 
 def folds(block: Any, embed: Any) -> bool:
