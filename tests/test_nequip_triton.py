@@ -57,8 +57,6 @@ else:
         to_data,
     )
 
-    from fastmlip.kernels import _run
-
     FEW = {"num_features": 3, "radial_mlp_width": 8}
     MODELS = {
         "tiny": ("tiny", {}),
@@ -113,20 +111,13 @@ else:
 
     @pytest.mark.usefixtures("nequip_state")
     @pytest.mark.parametrize("how", ["accelerate", "tabulate"])
-    def test_nothing_waits_and_edges_are_sorted_once_for_all_layers(how, monkeypatch):
+    def test_nothing_waits_and_edges_are_sorted_once_for_all_layers(how):
         counts = []
         for layers in (2, 3):
             model = build("tiny", "float64", num_layers=layers)
             model = getattr(fastmlip, how)(model)
-            launched = []
-            with monkeypatch.context() as patch, backend.use_backend("triton"):
-                on = _run._on
-                patch.setattr(
-                    _run, "_on", lambda device, on=on: (launched.append(1), on(device))[1]
-                )
-                with Launches() as watch:
-                    outputs(model, few_edges())
-            assert launched, "no kernel ran"
+            with backend.use_backend("triton"), Launches() as watch:
+                outputs(model, few_edges())
             counts.append(watch.seen)
         for name in ("sort", "searchsorted", "_assert_async"):
             assert counts[0][name] == counts[1][name] > 0, (name, counts)
