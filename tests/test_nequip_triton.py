@@ -133,7 +133,8 @@ else:
 
     @pytest.mark.parametrize("how", ["accelerate", "tabulate"])
     @pytest.mark.parametrize(
-        "name", ["typed", pytest.param("parity, XPLOR", marks=pytest.mark.slow), "linear"]
+        "name",
+        ["typed", *(pytest.param(n, marks=pytest.mark.slow) for n in ("parity, XPLOR", "linear"))],
     )
     def test_sevennet(name, how):
         pytest.importorskip("sevenn")
