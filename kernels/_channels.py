@@ -17,6 +17,18 @@ def inside(u, n: tl.constexpr, BLOCK: tl.constexpr):
         return u < n
 
 
+@triton.constexpr_function
+def channel_step(ir_mul, dim):
+    """From a channel to the next in a row of a block, in the layout ``ir_mul`` or in ``mul_ir``."""
+    return 1 if ir_mul else dim
+
+
+@triton.constexpr_function
+def component_step(ir_mul, mul):
+    """From a component to the next, likewise."""
+    return mul if ir_mul else 1
+
+
 @triton.jit
 def load(at, n: tl.constexpr, stride: tl.constexpr, mask):
     """``n`` components of a block of channels; a masked channel reads 0."""

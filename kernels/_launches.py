@@ -22,8 +22,11 @@ from functools import cache
 from itertools import groupby
 from typing import NamedTuple
 
+import torch
+
 from fastmlip.problem import Path, TensorProductProblem
 
+Tensor = torch.Tensor
 LANES = 32  # channels of a warp: the smallest block
 MAX_WORDS = 96  # 32-bit registers of a lane for the sums and operands that live through an edge
 MAX_SUMS = 32  # sums of a lane in second order: with 38 the compiler for sm_100 spills some
@@ -61,9 +64,10 @@ class Launch(NamedTuple):
 
 @cache
 def launches(
-    problem: TensorProductProblem, sends: bool, second: bool, itemsize: int
+    problem: TensorProductProblem, sends: bool, second: bool, itemsize: int, spline: bool = False
 ) -> tuple[Launch, ...]:
-    """All launches of a pass, in their order; ``second`` for the second derivatives."""
+    """All launches of a pass, in their order; ``second`` for the second derivatives, ``spline``
+    where edge weights are values of splines."""
     done, part = [], 0
     written: set[int] = set()  # output blocks
     paths = sorted((p for p in problem.paths if p.mul), key=lambda p: (p.in1_offset, p.in2_offset))
@@ -77,6 +81,27 @@ def launches(
             written.update(p.out_offset for p in chunk)
             part += blocks
     return tuple(done)
+
+
+def constants(launch: Launch, problem: TensorProductProblem) -> dict:
+    """Those of every kernel that walks paths."""
+    return {
+        "TABLE": launch.table,
+        "MUL": launch.mul,
+        "D1": launch.d1,
+        "IN1": launch.in1_offset,
+        "DIM1": problem.dim_in1,
+        "DIM2": problem.dim_in2,
+        "DIM3": problem.dim_out,
+        "BLOCK_U": launch.block_u,
+        "IR_MUL": problem.layout == "ir_mul",
+    }
+
+
+def rows_like(like: Tensor, dim: int, written: set) -> Tensor:
+    """``[N, dim]``, of zeros where the ``written`` blocks ``(offset, width)`` leave gaps."""
+    covered = sum(width for _, width in written) == dim
+    return (like.new_empty if covered else like.new_zeros)((like.shape[0], dim))
 
 
 def _words(chunk: list[Path], sends: bool, second: bool, itemsize: int) -> int:

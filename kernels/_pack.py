@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from e3nn.o3 import Irreps
 
+from fastmlip.problem import TensorProductProblem
+
 from ._channels import inside, load
 from ._launches import LANES, Table
 from ._run import kernel, run
@@ -73,3 +75,8 @@ def pack(x: Tensor, irreps: str) -> Tensor:
         out, x, TABLE=table, DIM=x.shape[1], BLOCK_U=LANES, lanes=LANES,
     )  # fmt: skip
     return out
+
+
+def packed(x: Tensor, irreps: str, problem: TensorProductProblem) -> Tensor:
+    """``x [N, irreps.dim]`` in the layout of ``problem``, in ``ir_mul``."""
+    return x.contiguous() if problem.layout == "ir_mul" else pack(x, irreps)

@@ -18,7 +18,8 @@ from ._run import kernel, run
 Tensor = torch.Tensor
 LANES = 32  # with two columns each: a block of the table
 STEPS = Table(tuple(powers) for powers in _spline.STEPS)
-SLOPES = Table(tuple(power * f for power, f in enumerate(powers))[1:] for powers in _spline.STEPS)
+SLOPES = Table(tuple(power * f for power, f in enumerate(powers))[1:] for powers in STEPS)
+BENDS = Table(tuple(power * f for power, f in enumerate(powers))[1:] for powers in SLOPES)
 
 
 @triton.constexpr_function
@@ -32,6 +33,15 @@ def _factor(powers, j, power):
 
 
 @triton.jit
+def polynomial(place, POWERS: tl.constexpr, j: tl.constexpr):
+    """The j-th of the five that the differences of rows are multiplied by."""
+    value = tl.zeros_like(place) + _factor(POWERS, j, _length(POWERS) - 1)
+    for k in tl.static_range(1, _length(POWERS)):
+        value = value * place + _factor(POWERS, j, _length(POWERS) - 1 - k)
+    return value
+
+
+@triton.jit
 def _rows(table, place, row, POWERS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr):
     """The first of six rows, or none of it, and their differences times the polynomials."""
     columns = tl.arange(0, BLOCK)
@@ -39,10 +49,7 @@ def _rows(table, place, row, POWERS: tl.constexpr, FIRST: tl.constexpr, BLOCK: t
     total = before * FIRST
     for j in tl.static_range(5):
         after = tl.load(table + (row + j + 1) * BLOCK + columns)
-        value = tl.zeros_like(place) + _factor(POWERS, j, _length(POWERS) - 1)
-        for k in tl.static_range(1, _length(POWERS)):
-            value = value * place + _factor(POWERS, j, _length(POWERS) - 1 - k)
-        total += value * (after - before)
+        total += polynomial(place, POWERS, j) * (after - before)
         before = after
     return total
 

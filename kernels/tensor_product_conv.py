@@ -23,103 +23,18 @@ program that keeps dx of all channels.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 
 from fastmlip.ops.edge_order import EdgeOrder
 from fastmlip.problem import TensorProductProblem
 
-from ._channels import add_scaled, dot, inside, load, scale
-from ._launches import LANES, launches
-from ._pack import pack
+from ._channels import add_scaled, channel_step, component_step, dot, inside, load, scale
+from ._launches import LANES, constants, launches, rows_like
+from ._pack import packed
+from ._paths import attr, length, load_attr, path, receive, send
 from ._run import kernel, run
 
 Tensor = torch.Tensor
-
-# ---------------------------------------------------------------- reading a table (_launches.py)
-
-
-@triton.constexpr_function
-def _attr(table, j, field):
-    """Of block j of irreps_in2: ``in2_offset``, ``d2``, or its number of ``paths``."""
-    return len(table[j][2]) if field == "paths" else table[j][{"in2_offset": 0, "d2": 1}[field]]
-
-
-@triton.constexpr_function
-def _path(table, j, p, field):
-    fields = {"out_offset": 0, "d3": 1, "weight_offset": 2, "adds": 3, "number": 4, "terms": 5}
-    return table[j][2][p][fields[field]]
-
-
-@triton.constexpr_function
-def _count(terms, row, column):
-    return len(terms[row][column])
-
-
-@triton.constexpr_function
-def _index(terms, row, column, t):
-    return terms[row][column][t][0]
-
-
-@triton.constexpr_function
-def _value(terms, row, column, t):
-    return terms[row][column][t][1]
-
-
-@triton.constexpr_function
-def _length(table):
-    return len(table)
-
-
-# ---------------------------------------------------------------- one path of one edge
-
-
-@triton.jit
-def _load_attr(at, n: tl.constexpr):
-    """``n`` components of one edge's edge_attr, the same for every channel."""
-    values = ()
-    for m in tl.static_range(n):
-        values = values + (tl.load(at + m),)
-    return values
-
-
-@triton.jit
-def _receive(sums, v, a, terms: tl.constexpr, d1: tl.constexpr, d3: tl.constexpr):
-    """``sums[m3] + sum_m1 M[m1, m3] v[m1]``; terms[m3][m1] contract m2."""
-    new_sums = ()
-    for m3 in tl.static_range(d3):
-        total = sums[m3]
-        for m1 in tl.static_range(d1):
-            if _count(terms, m3, m1) > 0:
-                m = a[_index(terms, m3, m1, 0)] * _value(terms, m3, m1, 0)
-                for t in tl.static_range(1, _count(terms, m3, m1)):
-                    m += a[_index(terms, m3, m1, t)] * _value(terms, m3, m1, t)
-                total += m * v[m1]
-        new_sums = new_sums + (total,)
-    return new_sums
-
-
-@triton.jit
-def _send(da, v, g, a, ha, terms: tl.constexpr, d1: tl.constexpr, d2: tl.constexpr):
-    """``y[m1]``, ``y'[m1]`` and ``da[m2] + sum_m1 v[m1] z[m1, m2]``; terms[m1][m2] contract m3."""
-    y, y2 = (), ()
-    for m1 in tl.static_range(d1):
-        total, total2 = tl.zeros_like(g[0]), tl.zeros_like(g[0])
-        new_da = ()
-        for m2 in tl.static_range(d2):
-            if _count(terms, m1, m2) > 0:
-                z = g[_index(terms, m1, m2, 0)] * _value(terms, m1, m2, 0)
-                for t in tl.static_range(1, _count(terms, m1, m2)):
-                    z += g[_index(terms, m1, m2, t)] * _value(terms, m1, m2, t)
-                total += a[m2] * z
-                if ha is not None:
-                    total2 += ha[m2] * z
-                new_da = new_da + (da[m2] + v[m1] * z,)
-            else:
-                new_da = new_da + (da[m2],)
-        y, y2, da = y + (total,), y2 + (total2,), new_da
-    return y, y2, da
-
 
 # ---------------------------------------------------------------- kernels
 
@@ -145,6 +60,7 @@ def _tensor_product_conv_fwd_kernel(
     DIM3: tl.constexpr,
     WEIGHTS: tl.constexpr,
     BLOCK_U: tl.constexpr,
+    IR_MUL: tl.constexpr,
 ):
     node = tl.program_id(0).to(tl.int64)
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
@@ -152,11 +68,13 @@ def _tensor_product_conv_fwd_kernel(
     out_row = out + node * DIM3
 
     sums = ()  # of each path: d3 blocks of channels
-    for j in tl.static_range(_length(TABLE)):
-        for p in tl.static_range(_attr(TABLE, j, "paths")):
-            row = out_row + _path(TABLE, j, p, "out_offset") + u * _path(TABLE, j, p, "d3")
-            earlier = mask & _path(TABLE, j, p, "adds")
-            sums = sums + (load(row, _path(TABLE, j, p, "d3"), 1, earlier),)
+    for j in tl.static_range(length(TABLE)):
+        for p in tl.static_range(attr(TABLE, j, "paths")):
+            step = channel_step(IR_MUL, path(TABLE, j, p, "d3"))
+            row = out_row + path(TABLE, j, p, "out_offset") + u * step
+            earlier = mask & path(TABLE, j, p, "adds")
+            stride = component_step(IR_MUL, MUL)
+            sums = sums + (load(row, path(TABLE, j, p, "d3"), stride, earlier),)
 
     for i in range(tl.load(pointers + node), tl.load(pointers + node + 1)):
         e = tl.load(edges + i)
@@ -165,32 +83,34 @@ def _tensor_product_conv_fwd_kernel(
         if hx is not None:
             hxs = load(hx + at_x, D1, MUL, mask)
         new_sums = ()
-        for j in tl.static_range(_length(TABLE)):
-            at_a = e * DIM2 + _attr(TABLE, j, "in2_offset")
-            a = _load_attr(edge_attr + at_a, _attr(TABLE, j, "d2"))
-            has = None if ha is None else _load_attr(ha + at_a, _attr(TABLE, j, "d2"))
-            for p in tl.static_range(_attr(TABLE, j, "paths")):
-                at_w = e * WEIGHTS + _path(TABLE, j, p, "weight_offset") + u
+        for j in tl.static_range(length(TABLE)):
+            at_a = e * DIM2 + attr(TABLE, j, "in2_offset")
+            a = load_attr(edge_attr + at_a, attr(TABLE, j, "d2"))
+            has = None if ha is None else load_attr(ha + at_a, attr(TABLE, j, "d2"))
+            for p in tl.static_range(attr(TABLE, j, "paths")):
+                at_w = e * WEIGHTS + path(TABLE, j, p, "weight_offset") + u
                 w = tl.load(edge_weight + at_w, mask=mask, other=0.0)
                 v = scale(w, xs, D1)
-                path_sums = sums[_path(TABLE, j, p, "number")]
+                path_sums = sums[path(TABLE, j, p, "number")]
                 if hx is not None:
-                    path_sums = _receive(
-                        path_sums, v, has, _path(TABLE, j, p, "terms"), D1, _path(TABLE, j, p, "d3")
+                    path_sums = receive(
+                        path_sums, v, has, path(TABLE, j, p, "terms"), D1, path(TABLE, j, p, "d3")
                     )
                     w2 = tl.load(hw + at_w, mask=mask, other=0.0)
                     v = add_scaled(scale(w2, xs, D1), w, hxs, D1)
-                path_sums = _receive(
-                    path_sums, v, a, _path(TABLE, j, p, "terms"), D1, _path(TABLE, j, p, "d3")
+                path_sums = receive(
+                    path_sums, v, a, path(TABLE, j, p, "terms"), D1, path(TABLE, j, p, "d3")
                 )
                 new_sums = new_sums + (path_sums,)
         sums = new_sums
 
-    for j in tl.static_range(_length(TABLE)):
-        for p in tl.static_range(_attr(TABLE, j, "paths")):
-            row = out_row + _path(TABLE, j, p, "out_offset") + u * _path(TABLE, j, p, "d3")
-            for m3 in tl.static_range(_path(TABLE, j, p, "d3")):
-                tl.store(row + m3, sums[_path(TABLE, j, p, "number")][m3], mask=mask)
+    for j in tl.static_range(length(TABLE)):
+        for p in tl.static_range(attr(TABLE, j, "paths")):
+            step = channel_step(IR_MUL, path(TABLE, j, p, "d3"))
+            row = out_row + path(TABLE, j, p, "out_offset") + u * step
+            for m3 in tl.static_range(path(TABLE, j, p, "d3")):
+                at = row + m3 * component_step(IR_MUL, MUL)
+                tl.store(at, sums[path(TABLE, j, p, "number")][m3], mask=mask)
 
 
 @kernel("pointers", "edges", "receivers")
@@ -217,6 +137,7 @@ def _tensor_product_conv_bwd_kernel(
     DIM3: tl.constexpr,
     WEIGHTS: tl.constexpr,
     BLOCK_U: tl.constexpr,
+    IR_MUL: tl.constexpr,
     PARTS: tl.constexpr,
     FIRST_PART: tl.constexpr,
     ADDS: tl.constexpr,
@@ -225,38 +146,39 @@ def _tensor_product_conv_bwd_kernel(
     u = tl.program_id(1) * BLOCK_U + tl.arange(0, BLOCK_U)
     mask = inside(u, MUL, BLOCK_U)
 
-    at_x = node * DIM1 + IN1 + u * D1
-    xs = load(x + at_x, D1, 1, mask)
+    at_x = node * DIM1 + IN1 + u * channel_step(IR_MUL, D1)
+    stride: tl.constexpr = component_step(IR_MUL, MUL)
+    xs = load(x + at_x, D1, stride, mask)
     if hx is not None:
-        hxs = load(hx + at_x, D1, 1, mask)
-    dxs = load(dx + at_x, D1, 1, mask & ADDS)
+        hxs = load(hx + at_x, D1, stride, mask)
+    dxs = load(dx + at_x, D1, stride, mask & ADDS)
 
     for i in range(tl.load(pointers + node), tl.load(pointers + node + 1)):
         e = tl.load(edges + i)
         at_g = tl.load(receivers + i) * DIM3 + u
         part = da + (e * PARTS + FIRST_PART + tl.program_id(1)) * DIM2
         dws, sums = (), ()  # stored at the end of an edge: a store holds back the loads behind it
-        for j in tl.static_range(_length(TABLE)):
-            at_a = e * DIM2 + _attr(TABLE, j, "in2_offset")
-            a = _load_attr(edge_attr + at_a, _attr(TABLE, j, "d2"))
-            has = None if ha is None else _load_attr(ha + at_a, _attr(TABLE, j, "d2"))
+        for j in tl.static_range(length(TABLE)):
+            at_a = e * DIM2 + attr(TABLE, j, "in2_offset")
+            a = load_attr(edge_attr + at_a, attr(TABLE, j, "d2"))
+            has = None if ha is None else load_attr(ha + at_a, attr(TABLE, j, "d2"))
             das = ()
-            for _ in tl.static_range(_attr(TABLE, j, "d2")):
+            for _ in tl.static_range(attr(TABLE, j, "d2")):
                 das = das + (tl.zeros_like(xs[0]),)
-            for p in tl.static_range(_attr(TABLE, j, "paths")):
-                at_w = e * WEIGHTS + _path(TABLE, j, p, "weight_offset") + u
+            for p in tl.static_range(attr(TABLE, j, "paths")):
+                at_w = e * WEIGHTS + path(TABLE, j, p, "weight_offset") + u
                 w = tl.load(edge_weight + at_w, mask=mask, other=0.0)
                 g = load(
-                    grad + at_g + _path(TABLE, j, p, "out_offset"),
-                    _path(TABLE, j, p, "d3"), MUL, mask,
+                    grad + at_g + path(TABLE, j, p, "out_offset"),
+                    path(TABLE, j, p, "d3"), MUL, mask,
                 )  # fmt: skip
                 if hx is not None:
                     w2 = tl.load(hw + at_w, mask=mask, other=0.0)
                     v = add_scaled(scale(w2, xs, D1), w, hxs, D1)
                 else:
                     v = scale(w, xs, D1)
-                y, y2, das = _send(
-                    das, v, g, a, has, _path(TABLE, j, p, "terms"), D1, _attr(TABLE, j, "d2")
+                y, y2, das = send(
+                    das, v, g, a, has, path(TABLE, j, p, "terms"), D1, attr(TABLE, j, "d2")
                 )
                 if hx is not None:
                     dxs = add_scaled(add_scaled(dxs, w, y2, D1), w2, y, D1)
@@ -265,41 +187,35 @@ def _tensor_product_conv_bwd_kernel(
                     dxs = add_scaled(dxs, w, y, D1)
                     dws = dws + (dot(xs, y, D1),)
             of_block = ()
-            for m2 in tl.static_range(_attr(TABLE, j, "d2")):
+            for m2 in tl.static_range(attr(TABLE, j, "d2")):
                 of_block = of_block + (tl.sum(das[m2]),)
             sums = sums + (of_block,)
-        for j in tl.static_range(_length(TABLE)):
-            for p in tl.static_range(_attr(TABLE, j, "paths")):
-                at_w = e * WEIGHTS + _path(TABLE, j, p, "weight_offset") + u
-                tl.store(dw + at_w, dws[_path(TABLE, j, p, "number")], mask=mask)
-            for m2 in tl.static_range(_attr(TABLE, j, "d2")):
-                tl.store(part + _attr(TABLE, j, "in2_offset") + m2, sums[j][m2])
+        for j in tl.static_range(length(TABLE)):
+            for p in tl.static_range(attr(TABLE, j, "paths")):
+                at_w = e * WEIGHTS + path(TABLE, j, p, "weight_offset") + u
+                tl.store(dw + at_w, dws[path(TABLE, j, p, "number")], mask=mask)
+            for m2 in tl.static_range(attr(TABLE, j, "d2")):
+                tl.store(part + attr(TABLE, j, "in2_offset") + m2, sums[j][m2])
 
     for m1 in tl.static_range(D1):
-        tl.store(dx + at_x + m1, dxs[m1], mask=mask)
+        tl.store(dx + at_x + m1 * stride, dxs[m1], mask=mask)
 
 
 # ---------------------------------------------------------------- launchers
-
-
-def _rows(like: Tensor, dim: int, written: set) -> Tensor:
-    """``[N, dim]``, of zeros where the ``written`` blocks ``(offset, width)`` leave gaps."""
-    covered = sum(width for _, width in written) == dim
-    return (like.new_empty if covered else like.new_zeros)((like.shape[0], dim))
 
 
 def _receive_all(x, hx, a, ha, w, hw, order, problem) -> Tensor:
     """The fwd pass, or with directions hx, ha, hw its second-order form."""
     a, ha, w, hw = (t if t is None else t.contiguous() for t in (a, ha, w, hw))
     ends = EdgeOrder(order, x.shape[0], a.shape[0])
-    out = _rows(x, problem.dim_out, {(p.out_offset, p.mul * p.d3) for p in problem.paths})
-    packed = pack(x, problem.irreps_in1)
-    packed_h = None if hx is None else pack(hx, problem.irreps_in1)
+    out = rows_like(x, problem.dim_out, {(p.out_offset, p.mul * p.d3) for p in problem.paths})
+    gathered = packed(x, problem.irreps_in1, problem)
+    gathered_h = None if hx is None else packed(hx, problem.irreps_in1, problem)
     for launch in launches(problem, False, hx is not None, x.itemsize):
         run(
             _tensor_product_conv_fwd_kernel, (x.shape[0], launch.blocks),
-            out, packed, packed_h, a, ha, w, hw, ends.dst_ptr, ends.dst_edge, ends.dst_src,
-            lanes=LANES, **_constants(launch, problem),
+            out, gathered, gathered_h, a, ha, w, hw, ends.dst_ptr, ends.dst_edge, ends.dst_src,
+            lanes=LANES, WEIGHTS=problem.weight_numel, **constants(launch, problem),
         )  # fmt: skip
     return out
 
@@ -310,34 +226,20 @@ def _send_all(grad, x, hx, a, ha, w, hw, order, problem) -> tuple[Tensor, Tensor
     ends = EdgeOrder(order, x.shape[0], a.shape[0])
     todo = launches(problem, True, hx is not None, x.itemsize)
     parts = sum(launch.blocks for launch in todo)
-    dx = _rows(x, problem.dim_in1, {(p.in1_offset, p.mul * p.d1) for p in problem.paths})
+    dx = rows_like(x, problem.dim_in1, {(p.in1_offset, p.mul * p.d1) for p in problem.paths})
     # of zeros where a launch leaves gaps: it writes the columns that its paths read
     covered = all(sum(d2 for _, d2, _ in launch.table) == problem.dim_in2 for launch in todo)
     da = (a.new_empty if covered else a.new_zeros)((a.shape[0], parts, problem.dim_in2))
     dw = torch.empty_like(w)
-    packed = pack(grad, problem.irreps_out)
+    gathered = packed(grad, problem.irreps_out, problem)
     for launch in todo:
         run(
             _tensor_product_conv_bwd_kernel, (x.shape[0], launch.blocks),
-            dx, da, dw, packed, x, hx, a, ha, w, hw, ends.src_ptr, ends.src_edge, ends.src_dst,
+            dx, da, dw, gathered, x, hx, a, ha, w, hw, ends.src_ptr, ends.src_edge, ends.src_dst,
             PARTS=parts, FIRST_PART=launch.first_part, ADDS=launch.adds,
-            lanes=LANES, **_constants(launch, problem),
+            lanes=LANES, WEIGHTS=problem.weight_numel, **constants(launch, problem),
         )  # fmt: skip
     return dx, da.flatten(1) if parts == 1 else da.sum(1), dw
-
-
-def _constants(launch, problem) -> dict:
-    return {
-        "TABLE": launch.table,
-        "MUL": launch.mul,
-        "D1": launch.d1,
-        "IN1": launch.in1_offset,
-        "DIM1": problem.dim_in1,
-        "DIM2": problem.dim_in2,
-        "DIM3": problem.dim_out,
-        "WEIGHTS": problem.weight_numel,
-        "BLOCK_U": launch.block_u,
-    }
 
 
 def forward(x, edge_attr, edge_weight, order, problem: TensorProductProblem) -> Tensor:

@@ -4,7 +4,7 @@ Autograd needs a device to run on, so each rung is called by itself; that the ru
 derivatives does not depend on the device and is tested under the interpreter.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.export import Dim
@@ -12,6 +12,7 @@ from tracing import exported_on_gpu
 
 from fastmlip.ops import _spline
 from fastmlip.ops.edge_order import EdgeOrder
+from fastmlip.ops.gate import dims, key
 from fastmlip.testing import OPERATORS
 
 F32, F64, INT = torch.float32, torch.float64, torch.int64
@@ -71,6 +72,30 @@ def tensor_product_conv():
         ((n, c), F32) for n, c in zip((NODES, EDGES, EDGES, NODES), columns, strict=True)
     )
     return Rungs(call, (x, a, w, ORDER, grad, ((9,), INT)), (FREE,) * 5 + (None,))
+
+
+def radial_conv():
+    problem = replace(
+        OPERATORS["tensor_product_conv"].cases["nequip-S-hidden"].problem, layout="ir_mul"
+    )
+
+    def call(op, x, a, place, table, first_row, order, grad, tables):
+        rest = (table, first_row, order, tables, problem.key)
+        return (
+            op.radial_conv(x, a, place, *rest),
+            op.radial_conv_backward(grad, x, a, place, *rest),
+            op.radial_conv_double_backward(x, a, place, grad, x, a, place, *rest),
+        )
+
+    table = (_spline.num_blocks(problem.weight_numel), 9, _spline.BLOCK)
+    x, a, grad = (
+        ((n, c), F32)
+        for n, c in zip(
+            (NODES, EDGES, NODES), (problem.dim_in1, problem.dim_in2, problem.dim_out), strict=True
+        )
+    )
+    inputs = (x, a, ((EDGES, 1), F32), (table, F32), ((EDGES,), INT), ORDER, grad, ((9,), INT))
+    return Rungs(call, inputs, (FREE, FREE, FREE, None, FREE, FREE, FREE, None))
 
 
 def edge_embedding():
@@ -204,11 +229,43 @@ def symmetric_contraction():
     return Rungs(call, inputs, (FREE, None, FREE, None, FREE))
 
 
+def gate():
+    segments = OPERATORS["gate"].cases["both parities"].problem
+    columns, dim_out = dims(segments)
+
+    def call(op, x, grad, hx):
+        return (
+            op.gate(x, key(segments), dim_out),
+            op.gate_backward(grad, x, key(segments)),
+            op.gate_double_backward(hx, grad, x, key(segments)),
+        )
+
+    x, grad = ((NODES, columns), F32), ((NODES, dim_out), F32)
+    return Rungs(call, (x, grad, x), (FREE,) * 3)
+
+
+def irreps_linear():
+    problem = OPERATORS["irreps_linear"].cases["odd multiplicities"].linear
+
+    def call(op, x, weight, types, grad):
+        rest = (types, problem.key)
+        return (
+            op.irreps_linear(x, weight, *rest, problem.dim_out, False),
+            op.irreps_linear(grad, weight, *rest, problem.dim_in, True),
+            op.irreps_linear(x, weight.narrow(0, 0, 1), None, problem.key, problem.dim_out, False),
+            op.irreps_linear_dweight(x, grad, *rest, weight.shape[0], problem.weight_numel),
+        )
+
+    x, grad = ((NODES, problem.dim_in), F32), ((NODES, problem.dim_out), F32)
+    weight, types = ((3, problem.weight_numel), F32), ((NODES,), INT)
+    return Rungs(call, (x, weight, types, grad), (FREE, None, FREE, FREE))
+
+
 RUNGS = {
     make.__name__: make
     for make in (
-        tensor_product_conv, edge_embedding, zbl, scale_shift, env_sum, contraction, spline,
-        symmetric_contraction, edge_vectors,
+        tensor_product_conv, radial_conv, edge_embedding, zbl, scale_shift, env_sum, contraction,
+        spline, symmetric_contraction, edge_vectors, gate, irreps_linear,
     )
 }  # fmt: skip
 # what each kernel writes; of these an operand that is None is not there
@@ -216,6 +273,8 @@ WRITTEN = {
     "_pack_kernel": {"out"},
     "_tensor_product_conv_fwd_kernel": {"out"},
     "_tensor_product_conv_bwd_kernel": {"dx", "da", "dw"},
+    "_radial_conv_fwd_kernel": {"out"},
+    "_radial_conv_bwd_kernel": {"dx", "da", "dplace"},
     "_edge_embedding_kernel": {
         "length", "norm", "attrs", "embedding", "cutoff", "d_vec", "d_roots"
     },
@@ -233,6 +292,8 @@ WRITTEN = {
     "_symmetric_contraction_terms_kernel": {"out"},
     "_edge_vectors_fwd_kernel": {"out"},
     "_edge_vectors_bwd_kernel": {"out"},
+    "_gate_kernel": {"out", "of_grad"},
+    "_irreps_linear_kernel": {"out"},
 }  # fmt: skip
 # whose programs are as many as there are coefficients, whatever the number of nodes
 OF_TERMS = {"_symmetric_contraction_terms_kernel"}

@@ -19,7 +19,7 @@ from fastmlip.checks.report import FAILED, PASSED, SKIPPED, Report, Result
 from fastmlip.checks.table import CHECKS, Check
 from fastmlip.integrations import hosts, swap
 from fastmlip.integrations import structures as frames_of
-from fastmlip.integrations.gpu import MAY_BE_SLOW, is_on_gpu
+from fastmlip.integrations.gpu import NOT_TIMED, is_on_gpu
 from fastmlip.integrations.host import SWAPPED, HostModel
 from fastmlip.integrations.structures import EDGES, POS, Frame
 
@@ -161,7 +161,7 @@ def _sides(host: Any, against: Any, device: torch.device) -> tuple[Side, Side | 
             host.model = swap.accelerate(copy.deepcopy(stock_host.model), self_check=False)
         modules = swap.report(host.model)
         if is_on_gpu(host.model):
-            host.notes.append(MAY_BE_SLOW)
+            host.notes.append(NOT_TIMED)
     if against is not None:
         other = _host(against, None, device)
         if other.type_names != host.type_names or other.r_max != host.r_max:

@@ -61,11 +61,11 @@ def tabulate(
     must_be_writable(output, "--output")
     must_be_tolerance(tol, structures)
     try:
-        from fastmlip.integrations.gpu import TABULATED
+        from fastmlip.integrations.gpu import NOT_TIMED
         from fastmlip.integrations.nequip.tabulate import compile_tabulated
 
         if device.startswith("cuda"):
-            say(screen, f"warning: {TABULATED}")
+            say(screen, f"warning: {NOT_TIMED}")
         with screen.status("tabulating, then compiling with AOTInductor"):
             frames = frames_of(structures)
             found = compile_tabulated(str(model), str(output), tol, target, device, frames)

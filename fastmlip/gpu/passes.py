@@ -13,7 +13,7 @@ product) is computed by each lane.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from fastmlip.problem import TensorProductProblem
 
 EDGES_PER_NODE = 40
 NODES, EDGES = 7, 300  # of the meta tensors; kernels depend on neither
+SPLINE_ROWS = 69
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Pass:
     case: str
     order: str
     calls: tuple[Any, ...]  # fastmlip.kernels._run.Call
-    nbytes: float  # an edge (an atom for scale_shift)
+    nbytes: float  # an edge (an atom for scale_shift, gate and irreps_linear)
     flops: float
     double: bool  # arithmetic in float64
 
@@ -46,12 +47,14 @@ class Pass:
 def passes(
     operator: str, case: str, dtype: torch.dtype = torch.float32, device: str = "meta"
 ) -> list[Pass]:
-    """All derivative orders of a case of ``fastmlip.testing.OPERATORS``; ``dtype`` is a model's."""
+    """All derivative orders of a case of ``fastmlip.testing.OPERATORS``; ``dtype`` is a model's.
+    Cases of radial_conv are those of tensor_product_conv, with weights that are splines."""
     from fastmlip.kernels._run import recorded
     from fastmlip.testing import OPERATORS
 
     found = []
-    orders = _ORDERS[operator](OPERATORS[operator].cases[case], dtype, partial(_empty, device))
+    row = OPERATORS[_TABLE.get(operator, operator)].cases[case]
+    orders = _ORDERS[operator](row, dtype, partial(_empty, device))
     for order, launch, nbytes, flops, double in orders:
         with recorded() as calls:
             launch()
@@ -84,14 +87,7 @@ def _tensor_product_conv(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
         edges = edge * (problem.dim_in2 + problem.weight_numel) * dtype.itemsize + index
         return edges + node / EDGES_PER_NODE
 
-    first, back, second = 0, 0, 0
-    for p in problem.paths:
-        terms = len(p.cg)
-        m = 2 * len({(m1, m3) for m1, _, m3, _ in p.cg})
-        z = 2 * len({(m1, m2) for m1, m2, *_ in p.cg})
-        first += 2 * terms + p.mul * (p.d1 + m)
-        back += p.mul * (2 * terms + 2 * z + 5 * p.d1)
-        second += 4 * terms + p.mul * (2 * terms + 2 * m + 3 * z + 15 * p.d1)
+    first, back, second = _flops(problem)
     double = dtype == torch.float64
     yield "forward", lambda: kernels.forward(*operands), nbytes(1, 1, 1), first, double
     yield (
@@ -100,6 +96,49 @@ def _tensor_product_conv(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
     yield (
         "double backward", lambda: kernels.double_backward(x, a, w, grad, *operands),
         nbytes(3, 3, 2, 32), second, double,
+    )  # fmt: skip
+
+
+def _flops(problem: TensorProductProblem) -> tuple[int, int, int]:
+    """Of an edge, forward, backward and double backward, where its weights are there."""
+    first, back, second = 0, 0, 0
+    for p in problem.paths:
+        terms = len(p.cg)
+        m = 2 * len({(m1, m3) for m1, _, m3, _ in p.cg})
+        z = 2 * len({(m1, m2) for m1, m2, *_ in p.cg})
+        first += 2 * terms + p.mul * (p.d1 + m)
+        back += p.mul * (2 * terms + 2 * z + 5 * p.d1)
+        second += 4 * terms + p.mul * (2 * terms + 2 * m + 3 * z + 15 * p.d1)
+    return first, back, second
+
+
+def _radial_conv(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import radial_conv as kernels
+    from fastmlip.ops import _spline as tables
+
+    problem: TensorProductProblem = replace(case.problem, layout="ir_mul")
+    rows = partial(empty, dtype=dtype)
+    x, grad = rows(NODES, problem.dim_in1), rows(NODES, problem.dim_out)
+    a, place = rows(EDGES, problem.dim_in2), rows(EDGES, 1)
+    table = rows(tables.num_blocks(problem.weight_numel), SPLINE_ROWS, tables.BLOCK)
+    operands = (x, a, place, table, empty(EDGES, dtype=torch.int64), _order(empty), problem)
+
+    def nbytes(in1: int, edge: int, out: int, index: int = 24) -> float:  # the table is in cache
+        node = (in1 * problem.dim_in1 + out * problem.dim_out) * dtype.itemsize + 8
+        return edge * (problem.dim_in2 + 1) * dtype.itemsize + index + node / EDGES_PER_NODE
+
+    first, back, second = _flops(problem)
+    weights, double = problem.weight_numel, dtype == torch.float64
+    yield (
+        "forward", lambda: kernels.forward(*operands), nbytes(1, 1, 1), first + 15 * weights, double
+    )  # fmt: skip
+    yield (
+        "backward", lambda: kernels.backward(grad, *operands),
+        nbytes(2, 2, 1), back + 26 * weights, double,
+    )  # fmt: skip
+    yield (
+        "double backward", lambda: kernels.double_backward(x, a, place, grad, *operands),
+        nbytes(3, 3, 2, 48), second + 64 * weights, double,
     )  # fmt: skip
 
 
@@ -298,12 +337,51 @@ def _spline(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
     )  # fmt: skip
 
 
+def _gate(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import gate as kernels
+    from fastmlip.ops.gate import dims
+
+    segments, double = case.problem, dtype == torch.float64
+    columns, dim_out = dims(segments)
+    x, grad = empty(NODES, columns, dtype=dtype), empty(NODES, dim_out, dtype=dtype)
+    size = dtype.itemsize
+    yield (
+        "forward", lambda: kernels.forward(x, segments, dim_out),
+        (columns + dim_out) * size, 5 * columns, double,
+    )  # fmt: skip
+    yield (
+        "backward", lambda: kernels.backward(grad, x, segments),
+        (2 * columns + dim_out) * size, 10 * columns, double,
+    )  # fmt: skip
+    yield (
+        "double backward", lambda: kernels.double_backward(x, grad, x, segments),
+        (3 * columns + 2 * dim_out) * size, 20 * columns, double,
+    )  # fmt: skip
+
+
+def _irreps_linear(case: Any, dtype: torch.dtype, empty: Empty) -> Orders:
+    from fastmlip.kernels import irreps_linear as kernels
+
+    problem, double = case.linear, dtype == torch.float64
+    weight = empty(max(case.types, 1), problem.weight_numel, dtype=dtype)
+    types = empty(NODES, dtype=torch.int64) if case.types else None
+    nbytes = (problem.dim_in + problem.dim_out) * dtype.itemsize + 8 * bool(case.types)
+    flops = sum(2 * mul_in * mul_out * dim for _, mul_in, _, mul_out, dim, _ in problem.paths)
+    for name, transposed in (("forward", False), ("backward", True)):
+        x = empty(NODES, problem.dim_out if transposed else problem.dim_in, dtype=dtype)
+        yield (
+            name, partial(kernels.apply, x, weight, types, problem, transposed),
+            nbytes, flops, double,
+        )  # fmt: skip
+
+
 def _order(empty: Empty) -> torch.Tensor:
     return empty(EdgeOrder.size(NODES, EDGES), dtype=torch.int64)
 
 
 _ORDERS: dict[str, Callable[[Any, torch.dtype, Empty], Orders]] = {
     "tensor_product_conv": _tensor_product_conv,
+    "radial_conv": _radial_conv,
     "edge_embedding": _edge_embedding,
     "zbl": _zbl,
     "scale_shift": _scale_shift,
@@ -312,11 +390,16 @@ _ORDERS: dict[str, Callable[[Any, torch.dtype, Empty], Orders]] = {
     "spline": _spline,
     "symmetric_contraction": _symmetric_contraction,
     "edge_vectors": _edge_vectors,
+    "gate": _gate,
+    "irreps_linear": _irreps_linear,
 }
+
+_TABLE = {"radial_conv": "tensor_product_conv"}  # whose cases those of another operator are
 
 # what a report shows unless it is asked for more: NequIP M, with types that have their own numbers
 SHOWN = {
     "tensor_product_conv": ("nequip-M-hidden",),
+    "radial_conv": ("nequip-M-hidden",),
     "edge_embedding": ("nequip-M",),
     "zbl": ("per-type cutoffs",),
     "scale_shift": ("per type",),
@@ -325,14 +408,18 @@ SHOWN = {
     "spline": ("16 pairs of types",),
     "symmetric_contraction": ("mace medium",),
     "edge_vectors": ("sorted",),
+    "gate": ("nequip-M",),
+    "irreps_linear": ("nequip-M, self-connection",),
 }
+_PRODUCTS = (
+    *(f"nequip-{size}-{layer}" for size in ("S", "M", "L", "XL")
+      for layer in ("first", "hidden", "last")),
+    "nequip-M-parity", "sevennet-0-hidden", "mace-medium",
+)  # fmt: skip
 # real irreps, and the cases that take other code paths
 SWEEP = {
-    "tensor_product_conv": (
-        *(f"nequip-{size}-{layer}" for size in ("S", "M", "L", "XL") for layer in
-          ("first", "hidden", "last")),
-        "nequip-M-parity", "sevennet-0-hidden", "mace-medium",
-    ),
+    "tensor_product_conv": _PRODUCTS,
+    "radial_conv": _PRODUCTS,
     "edge_embedding": (
         "nequip-S", "nequip-M", "nequip-L", "nequip-XL", "allegro-radial", "pairs-of-types"
     ),
@@ -346,4 +433,8 @@ SWEEP = {
     "spline": ("16 pairs of types", "odd"),
     "symmetric_contraction": ("unused inputs and outputs", "mace small", "mace large"),
     "edge_vectors": ("sorted",),
+    "gate": ("nequip-M", "both parities", "scalars only", "no scalars"),
+    "irreps_linear": (
+        "nequip-M, self-connection", "nequip-M, linear_2", "odd multiplicities", "types and high l"
+    ),
 }  # fmt: skip

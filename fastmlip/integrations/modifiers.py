@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fastmlip.backend import info
-from fastmlip.integrations.gpu import MAY_BE_SLOW, TABULATED, is_on_gpu
+from fastmlip.integrations.gpu import NOT_TIMED, is_on_gpu
 from fastmlip.integrations.host import KEPT, SWAPPED
 from fastmlip.integrations.hosts import judge
 from fastmlip.integrations.nequip import per_type_scale_shift, private
@@ -40,10 +40,10 @@ def modifiers(
     return found
 
 
-def _warn_of_gpu(model: torch.nn.Module, text: str) -> None:
+def _warn_of_gpu(model: torch.nn.Module) -> None:
     """NequIP's commands modify a model before they move it."""
     if torch.cuda.is_available() and not is_on_gpu(model):
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(NOT_TIMED, stacklevel=3)
 
 
 def _say_what_runs(model: torch.nn.Module) -> None:
@@ -91,7 +91,7 @@ def _modifiers() -> Any:
             Enable fastmlip's fused operators, on CPUs and GPUs; ``per_edge_gradients`` where
             gradients of single edges are read.
             """
-            _warn_of_gpu(model, MAY_BE_SLOW)
+            _warn_of_gpu(model)
             accelerate(model, per_edge_gradients)
             _say_what_runs(model)
             return model
@@ -109,7 +109,7 @@ def _modifiers() -> Any:
             ``tol`` is the largest error of a force component on the probe structures.
             """
             refuse_training()
-            _warn_of_gpu(model, TABULATED)
+            _warn_of_gpu(model)
             tabulate_(accelerate(model), tol, default_structures.get())
             _say_what_runs(model)
             return model

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from fastmlip.integrations.gpu import MAY_BE_SLOW, is_on_gpu
+from fastmlip.integrations.gpu import NOT_TIMED, is_on_gpu
 from fastmlip.integrations.host import KEPT, READY, Verdict
 from fastmlip.integrations.hosts import HOSTS, judge
 from fastmlip.integrations.self_check import same_numbers, undone_on_error
@@ -70,7 +70,7 @@ def accelerate(
         warnings.warn(f"accelerate left {len(kept)} modules as they were: {reasons}", stacklevel=2)
     if any(row.status == READY for row in rows):
         if is_on_gpu(model):
-            warnings.warn(MAY_BE_SLOW, stacklevel=2)
+            warnings.warn(NOT_TIMED, stacklevel=2)
         with undone_on_error(model), same_numbers(model, self_check):
             _swap(model)
     part: Any

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from fastmlip.integrations.gpu import TABULATED, is_on_gpu
 from fastmlip.integrations.host import TOLERANCE
 from fastmlip.integrations.hosts import HOSTS
 from fastmlip.integrations.swap import accelerate
@@ -62,8 +60,6 @@ def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None = 
     """Tabulate an accelerated model in place, by whichever host has tables for it."""
     for host in HOSTS:
         if host.tabulate is not None and host.has_tables(model):
-            if is_on_gpu(model):
-                warnings.warn(TABULATED, stacklevel=3)
             host.tabulate(model, tol, structures)
             return
     raise ValueError(

@@ -9,21 +9,23 @@ multiplicities and m components::
 as e3nn's ``Gate``, whose factor gives f of a normal variable a second moment of one. Activations
 are ``silu``, ``tanh`` and ``identity``.
 
-The C++ operators give the first and the second derivatives in one pass each; higher ones, and other
-backends, take the reference.
+The C++ and the Triton operators give the first and the second derivatives in one pass each; higher
+ones take the reference.
 """
 
 from __future__ import annotations
 
+import json
 import struct
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 
 from fastmlip import backend
 from fastmlip.backend import FLOATS
-from fastmlip.ops.ladder import Rung, ladder, own
+from fastmlip.ops.ladder import Rung, keep, kept, ladder, own
 
 Tensor = torch.Tensor
 ACTIVATIONS = {  # in the order of csrc/operators/gate.h
@@ -60,6 +62,18 @@ def make_tables(segments: tuple[Segment, ...]) -> Tensor:
     return torch.tensor(values)
 
 
+@cache
+def key(segments: tuple[Segment, ...]) -> str:
+    """The segments as a string, as an argument of an operator."""
+    return json.dumps(segments)
+
+
+@cache
+def from_key(text: str) -> tuple[Segment, ...]:
+    """The inverse of :func:`key`."""
+    return tuple(Segment(*fields) for fields in json.loads(text))
+
+
 def gate(x: Tensor, segments: tuple[Segment, ...], tables: Tensor | None = None) -> Tensor:
     """The nonlinearity of this page, ``[N, columns of the result]``.
 
@@ -76,7 +90,10 @@ def gate(x: Tensor, segments: tuple[Segment, ...], tables: Tensor | None = None)
         raise TypeError(f"x: expected float32 or float64, got {x.dtype}")
     if x.dim() != 2 or x.shape[1] != columns:
         raise ValueError(f"x: expected shape [N, {columns}], got {tuple(x.shape)}")
-    if backend.choose(x) != "cpp":
+    which = backend.choose(x)
+    if which == "triton":
+        return _TRITON["forward"](x, key(segments), dim_out)
+    if which != "cpp":
         return reference(x, segments)
     if tables is None:
         tables = make_tables(segments)
@@ -95,31 +112,57 @@ def reference(x: Tensor, segments: tuple[Segment, ...]) -> Tensor:
     return torch.cat(blocks, 1) if blocks else x.new_zeros(x.shape)
 
 
+# ---------------------------------------------------------------- the Triton operators
+
+
+@backend.triton_op("fastmlip::gate", mutates_args=())
+def _forward(x: Tensor, segments: str, dim_out: int) -> Tensor:
+    from fastmlip.kernels import gate as kernels
+
+    return kernels.forward(x, from_key(segments), dim_out)
+
+
+@backend.triton_op("fastmlip::gate_backward", mutates_args=())
+def _backward(grad: Tensor, x: Tensor, segments: str) -> Tensor:
+    """The gradient of x."""
+    from fastmlip.kernels import gate as kernels
+
+    return kernels.backward(grad, x, from_key(segments))
+
+
+@backend.triton_op("fastmlip::gate_double_backward", mutates_args=())
+def _double_backward(hx: Tensor, grad: Tensor, x: Tensor, segments: str) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to grad and x."""
+    from fastmlip.kernels import gate as kernels
+
+    return kernels.double_backward(hx, grad, x, from_key(segments))
+
+
 # ---------------------------------------------------------------- derivatives
 
 
+# ``tables`` are the tensor of the C++ operators or the string of the Triton operators
+
+
 def _save(ctx, inputs, output) -> None:
-    x, tables, _ = inputs
-    ctx.save_for_backward(x, tables)
-
-
-def _forward_vjp(rungs, ctx, grad):
-    x, tables = ctx.saved_tensors
-    return rungs["backward"](grad, x, tables), None, None
+    keep(ctx, *inputs[:2])
 
 
 def _save_all(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+    keep(ctx, *inputs)
+
+
+def _forward_vjp(rungs, ctx, grad):
+    return rungs["backward"](grad, *kept(ctx)), None, None
 
 
 def _backward_vjp(rungs, ctx, hx):
-    grad, x, tables = ctx.saved_tensors
-    return *rungs["double_backward"](hx, grad, x, tables), None
+    return *rungs["double_backward"](hx, *kept(ctx)), None
 
 
 def _double_backward_vjp(rungs, ctx, to_grad, to_x):
     """From the reference, and so again to any order."""
-    *operands, tables = ctx.saved_tensors
+    *operands, tables = kept(ctx)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         hx, grad, x = (own(t) for t in operands)
@@ -135,8 +178,10 @@ def _double_backward_vjp(rungs, ctx, to_grad, to_x):
     return *third, None
 
 
-def _segments(tables: Tensor) -> tuple[Segment, ...]:
-    """The inverse of :func:`make_tables`."""
+def _segments(tables: Tensor | str) -> tuple[Segment, ...]:
+    """The inverse of :func:`make_tables`, or of :func:`key`."""
+    if isinstance(tables, str):
+        return from_key(tables)
     names, segments = list(ACTIVATIONS), []
     for first, start, out, mul, dim, number, bits in tables[3:].view(-1, 7).tolist():
         (factor,) = struct.unpack("<d", struct.pack("<q", bits))
@@ -144,6 +189,20 @@ def _segments(tables: Tensor) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
+def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
+    def rung(name: str, save: Callable[..., None], vjp: Callable[..., Any]) -> Rung:
+        return Rung(getattr(torch.ops.fastmlip, f"gate{name}{suffix}").default, save, vjp)
+
+    return ladder(
+        {
+            "forward": rung("", _save, _forward_vjp),
+            "backward": rung("_backward", _save_all, _backward_vjp),
+            "double_backward": rung("_double_backward", _save_all, _double_backward_vjp),
+        }
+    )
+
+
+_TRITON = _ladder("")
 if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::gate_cpu")
@@ -159,13 +218,4 @@ if backend.load_extension() is None:
         return _like(grad), _like(x)
 
     _like = partial(torch.empty_like, memory_format=torch.contiguous_format)
-    _OPS = torch.ops.fastmlip
-    _LADDER = ladder(
-        {
-            "forward": Rung(_OPS.gate_cpu.default, _save, _forward_vjp),
-            "backward": Rung(_OPS.gate_backward_cpu.default, _save_all, _backward_vjp),
-            "double_backward": Rung(
-                _OPS.gate_double_backward_cpu.default, _save_all, _double_backward_vjp
-            ),
-        }
-    )
+    _LADDER = _ladder("_cpu")

@@ -10,20 +10,24 @@ type alone, once path weights (and those scalars) are multiplied into ``weight``
 
 The sum of ``grad * out`` is linear in each of ``x``, ``weight`` and ``grad``. Two operators are its
 derivatives: this map, which with the weights transposed is that with respect to ``x``, and
-``dweight``. Their own derivatives are the same two, to any order.
+``dweight``. Their own derivatives are the same two, to any order. On a GPU the map is one Triton
+kernel for all paths, types and layouts; ``dweight`` is matrix products of torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import json
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from functools import cache, cached_property
+from typing import Any
 
 import torch
 from e3nn.o3 import Irreps
 
 from fastmlip import backend, layout
 from fastmlip.ops.edge_order import assert_in_range
-from fastmlip.ops.ladder import Rung, asked, ladder
+from fastmlip.ops.ladder import Rung, asked, keep, kept, ladder
 
 Tensor = torch.Tensor
 TYPES = 4  # that the reference takes at a time
@@ -50,7 +54,7 @@ class LinearProblem:
         layout.check("layout_in", self.layout_in)
         layout.check("layout_out", self.layout_out)
         # cached here, because before Python 3.12 Dynamo cannot trace a cached_property's lock
-        _ = self.paths, self.dim_in, self.dim_out, self.weight_numel
+        _ = self.paths, self.dim_in, self.dim_out, self.weight_numel, self.key
 
     @cached_property
     def paths(self) -> tuple[tuple[int, int, int, int, int, int], ...]:
@@ -80,6 +84,17 @@ class LinearProblem:
     @cached_property
     def weight_numel(self) -> int:
         return sum(mul_in * mul_out for _, mul_in, _, mul_out, _, _ in self.paths)
+
+    @cached_property
+    def key(self) -> str:
+        """This problem as a string, an argument of operators; :meth:`from_key` is the inverse."""
+        return json.dumps(astuple(self))
+
+    @staticmethod
+    @cache
+    def from_key(key: str) -> LinearProblem:
+        irreps_in, irreps_out, instructions, *layouts = json.loads(key)
+        return LinearProblem(irreps_in, irreps_out, tuple(map(tuple, instructions)), *layouts)
 
     def tables(self) -> Tensor:
         """What the C++ operator reads."""
@@ -111,9 +126,14 @@ def irreps_linear(
         RuntimeError: a type out of range.
     """
     _check(x, weight, problem, types)
-    if backend.choose(x) != "cpp":
+    which = backend.choose(x)
+    if which != "cpp":
         if types is not None:
-            assert_in_range(types[: x.shape[0]], "types", weight.shape[0], "num_types")
+            read = types if types.shape[0] == x.shape[0] else types[: x.shape[0]]
+            assert_in_range(read, "types", weight.shape[0], "num_types")
+        if which == "triton":
+            rest = (types, problem.key, problem.dim_out, False)
+            return _TRITON["apply"](x, weight, *rest)
         return reference(x, weight, problem, types)
     if tables is None:
         tables = problem.tables()
@@ -172,41 +192,92 @@ def reference(
     return out if problem.layout_out == "mul_ir" else layout.to_ir_mul(out, problem.irreps_out)
 
 
+# ---------------------------------------------------------------- the operators on a GPU
+
+
+@backend.triton_op("fastmlip::irreps_linear", mutates_args=())
+def _apply(
+    x: Tensor, weight: Tensor, types: Tensor | None, problem: str, dim_out: int, transposed: bool
+) -> Tensor:
+    from fastmlip.kernels import irreps_linear as kernels
+
+    return kernels.apply(x, weight, types, LinearProblem.from_key(problem), transposed)
+
+
+@backend.triton_op("fastmlip::irreps_linear_dweight", mutates_args=())
+def _dweight(
+    x: Tensor, grad: Tensor, types: Tensor | None, problem: str, num_types: int, weight_numel: int
+) -> Tensor:
+    """``[num_types, weight_numel]``: a few types at a time, as in the reference."""
+    described = LinearProblem.from_key(problem)
+    if described.layout_in == "ir_mul":
+        x = layout.to_mul_ir(x, described.irreps_in)
+    if described.layout_out == "ir_mul":
+        grad = layout.to_mul_ir(grad, described.irreps_out)
+    rows, nodes = [], x.shape[0]
+    for some in torch.arange(num_types, device=x.device).split(TYPES):
+        blocks = [x.new_zeros(len(some), 0)]
+        for start, mul_in, end, mul_out, dim, _ in described.paths:
+            left = x.narrow(1, start, mul_in * dim).reshape(nodes, 1, mul_in, dim)
+            if types is not None:
+                mine = types.narrow(0, 0, nodes).unsqueeze(1) == some
+                left = torch.where(mine.view(nodes, -1, 1, 1), left, 0)
+            right = grad.narrow(1, end, mul_out * dim).reshape(nodes, mul_out, dim)
+            blocks.append(torch.einsum("ntum,nwm->tuw", left, right).flatten(1))
+        rows.append(torch.cat(blocks, 1))
+    return torch.cat(rows)
+
+
 # ---------------------------------------------------------------- derivatives
+# ``about`` are the tables of the C++ operators or the key of the Triton operators
 
 
 def _save(ctx, inputs, output) -> None:
-    x, weight, types, tables, _, transposed = inputs
+    x, weight, types, about, _, transposed = inputs
     # x is for the gradient of weight alone: frozen models keep nothing of it
-    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, types, tables)
+    keep(ctx, x if ctx.needs_input_grad[1] else None, weight, types, about)
     ctx.columns, ctx.transposed = x.shape[1], transposed
 
 
 def _vjp(rungs, ctx, grad):
-    x, weight, types, tables = ctx.saved_tensors
+    x, weight, types, about = kept(ctx)
     wanted, dx, dweight = asked(ctx), None, None
     if wanted[0]:
-        dx = rungs["apply"](grad, weight, types, tables, ctx.columns, not ctx.transposed)
+        dx = rungs["apply"](grad, weight, types, about, ctx.columns, not ctx.transposed)
     if wanted[1]:
         ends = (grad, x) if ctx.transposed else (x, grad)
-        dweight = rungs["dweight"](*ends, types, tables, *weight.shape)
+        dweight = rungs["dweight"](*ends, types, about, *weight.shape)
     return dx, dweight, None, None, None, None
 
 
 def _save_dweight(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:4])
+    keep(ctx, *inputs[:4])
 
 
 def _dweight_vjp(rungs, ctx, h):
-    x, grad, types, tables = ctx.saved_tensors
+    x, grad, types, about = kept(ctx)
     wanted, dx, dgrad = asked(ctx), None, None
     if wanted[0]:
-        dx = rungs["apply"](grad, h, types, tables, x.shape[1], True)
+        dx = rungs["apply"](grad, h, types, about, x.shape[1], True)
     if wanted[1]:
-        dgrad = rungs["apply"](x, h, types, tables, grad.shape[1], False)
+        dgrad = rungs["apply"](x, h, types, about, grad.shape[1], False)
     return dx, dgrad, None, None, None, None
 
 
+def _ladder(suffix: str) -> dict[str, Callable[..., Any]]:
+    operators = torch.ops.fastmlip
+    return ladder(
+        {
+            "apply": Rung(getattr(operators, f"irreps_linear{suffix}").default, _save, _vjp),
+            "dweight": Rung(
+                getattr(operators, f"irreps_linear_dweight{suffix}").default, _save_dweight,
+                _dweight_vjp,
+            ),
+        }
+    )  # fmt: skip
+
+
+_TRITON = _ladder("")
 if backend.load_extension() is None:
 
     @torch.library.register_fake("fastmlip::irreps_linear_cpu")
@@ -217,10 +288,4 @@ if backend.load_extension() is None:
     def _(x, grad, types, tables, num_types, weight_numel):
         return x.new_empty((num_types, weight_numel))
 
-    _OPS = torch.ops.fastmlip
-    _LADDER = ladder(
-        {
-            "apply": Rung(_OPS.irreps_linear_cpu.default, _save, _vjp),
-            "dweight": Rung(_OPS.irreps_linear_dweight_cpu.default, _save_dweight, _dweight_vjp),
-        }
-    )
+    _LADDER = _ladder("_cpu")

@@ -85,6 +85,19 @@ def transformed() -> bool:
     return torch_private.transforms_active()
 
 
+def keep(ctx: Any, *operands: Any) -> None:
+    """Save tensors, None and anything else for the backward pass, which has them from
+    :func:`kept`."""
+    ctx.others = [None if isinstance(one, Tensor) else one for one in operands]
+    ctx.save_for_backward(*(one if isinstance(one, Tensor) else None for one in operands))
+
+
+def kept(ctx: Any) -> tuple[Any, ...]:
+    """What :func:`keep` saved."""
+    pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
+    return tuple(other if t is None else t for t, other in pairs)
+
+
 def on_cpu(*operands: Tensor | None) -> bool:
     """Whether all that are given lie there: one that does not, as a meta tensor, would take a call
     of a C++ operator to its fake, and the result would be memory that nobody wrote."""

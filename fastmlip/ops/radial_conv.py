@@ -32,8 +32,9 @@ from functools import partial
 import torch
 
 from fastmlip import backend
+from fastmlip.ops import _radial_conv_spline as on_gpu
 from fastmlip.ops import _spline as spline
-from fastmlip.ops.edge_order import check_edges, edge_order
+from fastmlip.ops.edge_order import assert_in_range, check_edges, check_order, edge_order
 from fastmlip.ops.ladder import Rung, ladder, transformed
 from fastmlip.ops.pair_linear import pair_linear, pair_linear_dx
 from fastmlip.ops.pair_linear import reference as pair_linear_reference
@@ -86,8 +87,13 @@ def radial_conv(
     """
     _check(x, edge_attr, radial, weight, edge_dst, edge_src, problem, edge_pair, first_row, hidden)
     trained = weight.requires_grad or (hidden is not None and hidden.requires_grad) or transformed()
-    cpp = backend.choose(x) == "cpp"
-    if not cpp or (trained and torch.is_grad_enabled()):
+    which = backend.choose(x)
+    cpp, composed = which == "cpp", trained and torch.is_grad_enabled()
+    if which == "triton" and first_row is not None and not composed:
+        return _call_triton(
+            x, edge_attr, radial, weight, edge_dst, edge_src, problem, tables, first_row, order
+        )
+    if not cpp or composed:
         edge_weight = edge_weights(
             radial, weight, edge_pair, first_row, hidden, problem.weight_numel, once=cpp
         )
@@ -104,6 +110,20 @@ def radial_conv(
     if wanted and torch.is_grad_enabled():
         room = KEPT_BYTES // max(1, problem.weight_numel * weight.element_size())
     return _LADDER["forward"](*operands, problem.dim_out, problem.weight_numel, room)[0]
+
+
+def _call_triton(
+    x, edge_attr, place, table, edge_dst, edge_src, problem, tables, first_row, order
+) -> Tensor:
+    assert_in_range(first_row, "first_row", table.shape[1] - spline.DEGREE, "rows - 5")
+    if tables is None:
+        tables = problem.tables().to(x.device)
+    if order is None:
+        order = edge_order(edge_dst, edge_src, x.shape[0])
+    else:
+        check_order(order, x.shape[0], edge_dst.shape[0], x.device)
+    rest = (table, first_row, order, tables, problem.key)
+    return on_gpu.LADDER["forward"](x, edge_attr, place, *rest)
 
 
 def _check(

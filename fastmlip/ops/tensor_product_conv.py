@@ -25,7 +25,6 @@ threads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -111,12 +110,7 @@ def _call_triton(x, edge_attr, edge_weight, edge_dst, edge_src, problem, tables,
         order = edge_order(edge_dst, edge_src, x.shape[0])
     else:
         check_order(order, x.shape[0], edge_dst.shape[0], x.device)
-    if problem.layout == "mul_ir":
-        return _TRITON["forward"](x, edge_attr, edge_weight, order, tables, problem.key)
-    x = layout.to_mul_ir(x, problem.irreps_in1)
-    key = replace(problem, layout="mul_ir").key
-    out = _TRITON["forward"](x, edge_attr, edge_weight, order, tables, key)
-    return layout.to_ir_mul(out, problem.irreps_out)
+    return _TRITON["forward"](x, edge_attr, edge_weight, order, tables, problem.key)
 
 
 def _check(x, edge_attr, edge_weight, edge_dst, edge_src, problem) -> None:

@@ -32,6 +32,7 @@ class Shared:
         pairs: whether an edge and its reverse may share the gradient of their radial network.
         order: :func:`fastmlip.ops.edge_order` of the edges.
         pair: :func:`fastmlip.ops.edge_pair` of the edges.
+        types: of the atoms, ``[N]`` or more.
         radial: what a :class:`fastmlip.nn.radial_spline.RadialSpline` makes of their lengths.
     """
 
@@ -39,6 +40,7 @@ class Shared:
         self.type_embed, self.pairs = type_embed, pairs
         self.order: torch.Tensor | None = None
         self.pair: torch.Tensor | None = None
+        self.types: torch.Tensor | None = None
         self.radial: tuple[torch.Tensor, torch.Tensor] | None = None
 
 

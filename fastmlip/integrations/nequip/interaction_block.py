@@ -1,11 +1,10 @@
 """NequIP's ``InteractionBlock`` on :func:`fastmlip.ops.radial_conv`.
 
-What takes its place is of a class derived from the host's own, with the same modules inside. On a
-GPU, and under autocast, it is the host's forward, around the swapped ``TensorProductScatter``.
-Otherwise:
+What takes its place is of a class derived from the host's own, with the same modules inside. Under
+autocast it is the host's forward, around the swapped ``TensorProductScatter``. Otherwise:
 
-- the radial network runs once per pair of atoms; with frozen parameters, as in a compiled model or
-  after ``model.requires_grad_(False)``, inside the convolution;
+- on a CPU the radial network runs once per pair of atoms; with frozen parameters, as in a compiled
+  model or after ``model.requires_grad_(False)``, inside the convolution;
 - the self-connection is one linear map per type, where node attributes depend on the type alone;
 - 1 / sqrt(avg_num_neighbors), where it is one number, is part of ``linear_1``; between the linear
   layers rows are in the layout that the convolution computes in;
@@ -24,7 +23,7 @@ import torch
 
 from fastmlip import ops
 from fastmlip.integrations import inner, linear, refine
-from fastmlip.integrations.derived import Derived, derive, is_cpp
+from fastmlip.integrations.derived import Derived, derive, has_kernels, is_cpp
 from fastmlip.integrations.nequip import edges, tensor_product_scatter
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.nn.tensor_product_conv import TensorProductConv
@@ -78,7 +77,7 @@ class FastInteractionBlock(Derived):
         altered = "" if edges.SHARED in data else self.altered()
         if self.spline is not None and altered:
             raise RuntimeError(f"a tabulated model cannot run this: {altered}")
-        if self.spline is not None or (is_cpp(x) and not altered):
+        if self.spline is not None or (has_kernels(x) and not altered):
             return _forward(self, data)
         return super().forward(data)  # type: ignore[misc]
 
@@ -190,12 +189,9 @@ def parts(block: Any) -> Iterator[tuple[str, Any]]:
 def _forward(block: Any, data: Data) -> Data:
     from nequip.data import AtomicDataDict
 
-    if AtomicDataDict.LMP_MLIAP_DATA_KEY in data:
-        num_local = block._get_mliap_num_local(data)
-    else:
-        num_local = AtomicDataDict.num_nodes(data)
-    x = data["node_features"]
-    if not block.is_first_layer:
+    x, has_ghosts = data["node_features"], AtomicDataDict.LMP_MLIAP_DATA_KEY in data
+    num_local = block._get_mliap_num_local(data) if has_ghosts else None
+    if has_ghosts and not block.is_first_layer:
         x = x[:num_local]
     sc = None if block.sc is None else self_connection(block, x, data)
     data["node_features"] = block.maps["linear_1"](x, block.linear_1)
@@ -211,7 +207,8 @@ def _forward(block: Any, data: Data) -> Data:
         data = norm(data)
     if not block.is_first_layer:
         data = block.ghost_exchange(data, ghost_included=False)
-    x = block.maps["linear_2"](convolution(block, data)[:num_local], block.linear_2)
+    x = convolution(block, data)
+    x = block.maps["linear_2"](x[:num_local] if has_ghosts else x, block.linear_2)
     data["node_features"] = x if sc is None else x + sc
     return data
 
@@ -228,7 +225,7 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
         radial, first_row = common.radial
         weight = block.spline.table
     else:
-        if common.pairs and common.pair is None:
+        if common.pairs and common.pair is None and is_cpp(x):
             common.pair = ops.edge_pair(data["edge_vectors"], embedding, order, x.shape[0])
         pair = common.pair
         layers = [layer.weight * layer.alpha for layer in list(block.edge_mlp.mlp)[::2]]
@@ -244,11 +241,13 @@ def convolution(block: Any, data: Data) -> torch.Tensor:
 
 def self_connection(block: Any, x: torch.Tensor, data: Data) -> torch.Tensor:
     """``block.sc`` of the node attributes, ``[N, irreps_out.dim]``."""
-    embed = edges.shared(data).type_embed
-    if not folds(block, embed):
+    common = edges.shared(data)
+    if not folds(block, common.type_embed):
         return block.sc(x, data["node_attrs"][: x.shape[0]])
-    attrs = embed.embed_module.weight
-    return block.maps["sc"](x, block.sc, attrs, data["atom_types"].view(-1))
+    if common.types is None:
+        common.types = data["atom_types"].view(-1)
+    attrs = common.type_embed.embed_module.weight
+    return block.maps["sc"](x, block.sc, attrs, common.types)
 
 
 def folds(block: Any, embed: Any) -> bool:

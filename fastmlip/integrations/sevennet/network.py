@@ -28,7 +28,7 @@ import torch
 
 from fastmlip import ops
 from fastmlip.integrations import inner, refine
-from fastmlip.integrations.derived import Derived, derive_in_place, is_cpp
+from fastmlip.integrations.derived import Derived, derive_in_place, has_kernels, is_cpp
 from fastmlip.integrations.forwards import package
 from fastmlip.integrations.sevennet.edge_embedding import FIRST_ROW
 from fastmlip.integrations.sevennet.layer import (
@@ -102,7 +102,7 @@ class FastAtomGraphSequential(Derived):
                 why = plan.reason or f"there is no field {EDGE_VEC}"
                 raise RuntimeError(f"a tabulated model cannot run this: {why}")
             refine.check_call(self, given)
-        elif plan.reason or given is None or not is_cpp(given):
+        elif plan.reason or given is None or not has_kernels(given):
             return super().forward(input)  # type: ignore[misc]
         forces = _forces(self)
         is_total = (
@@ -149,11 +149,21 @@ def _shared(network: Any, data: Any, first: Parts, pairs: bool, frozen: bool) ->
     order = edge_order(edge_index[0], edge_index[1], num_nodes, positions)
     pair = types = kind = None
     first_row = None if conv.layer.spline is None else data[FIRST_ROW]
-    if pairs and first_row is None:
+    if pairs and first_row is None and is_cpp(data[conv.key_x]):
         pair = ops.edge_pair(data[EDGE_VEC], data[conv.key_weight_input], order, num_nodes)
     if folds_types(first):
-        types, kind = data[TYPES].view(-1).unique(return_inverse=True)
+        types, kind = _types_of(data[TYPES].view(-1), first)
     return Shared(order, pair, first_row, types, kind, frozen)
+
+
+def _types_of(kind: torch.Tensor, first: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+    """Types that weights are read of, and which of them an atom has: on a CPU those that occur,
+    elsewhere all, because the host does not wait for a GPU to say which."""
+    if is_cpp(kind):
+        types, kind = kind.unique(return_inverse=True)
+        return types, kind
+    operator = first.intro.fc_tensor_product
+    return torch.arange(operator.irreps_in2.dim, device=kind.device), kind
 
 
 def kinds(network: Any) -> list[str]:
