@@ -167,6 +167,13 @@ def test_what_runs_on_a_cpu_alone_is_refused():
               {"i": torch.zeros(4, dtype=torch.int64)})  # fmt: skip
 
 
+def test_a_model_that_asks_for_numbers_is_refused():
+    """As the host of SevenNet's models does, which counts atoms of frames."""
+    for ask in (lambda d: d["i"].bincount(), lambda d: d["i"].sum().item()):
+        with pytest.raises(ValueError, match="asks for numbers"):
+            trace(ask, {"i": torch.zeros(4, dtype=torch.int64)})
+
+
 def test_the_branch_of_a_gpu_ends_with_the_block():
     x = torch.zeros(1)
     with backend.as_on_gpu():

@@ -16,6 +16,10 @@ from typing import Any
 
 import torch
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmlip import backend
@@ -53,12 +57,22 @@ class Trace:
 
 
 def trace(function: Callable[[dict[str, Tensor]], Any], data: Mapping[str, Any]) -> Trace:
-    """What ``function`` of fake copies of ``data`` launches; parameters may be real."""
+    """What ``function`` of fake copies of ``data`` launches; parameters may be real.
+
+    Raises:
+        ValueError: it asks for numbers, of which shapes have none.
+    """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     tensors_of = {k: v for k, v in data.items() if isinstance(v, Tensor)}
     copies: dict[str, Tensor] = {k: fake.from_tensor(v) for k, v in tensors_of.items()}
-    with backend.as_on_gpu(), fake, _Notes() as notes:
-        function(copies)
+    try:
+        with backend.as_on_gpu(), fake, _Notes() as notes:
+            function(copies)
+    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+        raise ValueError(
+            f"expected a model whose launches follow from shapes, got one that asks for numbers: "
+            f"{error}"
+        ) from None
     launches = [replace(one, call=_without_memory(one.call)) for one in notes.launches]
     return Trace(tuple(launches), notes.custom_calls, notes.views)
 
