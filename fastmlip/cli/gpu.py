@@ -165,7 +165,7 @@ def _model_report(
             found = model_report.report(model, cells, chosen, progress=status.update)
     except (ValueError, TypeError) as error:
         raise typer.BadParameter(str(error), param_hint="--model") from None
-    except report.CannotCompile as error:
+    except RuntimeError as error:  # of the compiler, or a CPU's operator in a GPU's list
         raise failed(screen, str(error)) from None
     for table in model_report.tables(found):
         Console().print(table)
