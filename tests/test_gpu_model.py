@@ -158,7 +158,8 @@ def test_a_trace_has_the_launches_of_the_kernels():
     # operands and results of a pass once, and what is packed twice
     first = sum(one.work.nbytes for one in ours if one.operator == "fastmlip::tensor_product_conv")
     once = sum(data[key].numel() * 4 for key in "xaw") + 7 * problem.dim_out * 4
-    assert once <= first <= once + 8 * 7 * problem.dim_in1 + 8 * (2 * edges + 8) + 4096
+    packed, index = 7 * problem.dim_in1 * 4, 8 * (8 + 2 * edges)
+    assert first == pytest.approx(once + 2 * packed + index)
 
 
 def test_what_runs_on_a_cpu_alone_is_refused():
