@@ -8,10 +8,11 @@ one for each number of the results, or of the operands where there are more.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import flop_registry
 
 SEVERAL = {
@@ -58,13 +59,25 @@ def nbytes(tensor: torch.Tensor) -> int:
 
 def place(tensor: torch.Tensor) -> tuple[int, int, int]:
     """The same for views of the same numbers."""
-    return tensor.untyped_storage()._cdata, int(tensor.storage_offset()), int(tensor.numel())
+    return memory(tensor), int(tensor.storage_offset()), int(tensor.numel())
+
+
+def memory(tensor: torch.Tensor) -> int:
+    """The same for tensors that share their memory, also where it is none."""
+    return int(StorageWeakRef(tensor.untyped_storage()).cdata)
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:
     """Each once."""
-    found = {place(t): t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
-    return list(found.values())
+    return list({place(t): t for t in _leaves(tree)}.values())
+
+
+def _leaves(tree: Any) -> Iterator[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple, dict)):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(part)
 
 
 def work(operator: Any, args: Any, kwargs: Any, result: Any) -> Work:
@@ -77,9 +90,8 @@ def work(operator: Any, args: Any, kwargs: Any, result: Any) -> Work:
     double = any(t.dtype == torch.float64 for t in (*results, *operands))
     if name in FILLS:
         return Work(1, written, 0.0, 0, double)
-    memory = {t.untyped_storage()._cdata for t in operands}
-    mutates = operator._schema.is_mutable
-    if not mutates and results and all(t.untyped_storage()._cdata in memory for t in results):
+    given = {memory(t) for t in operands}
+    if not name.endswith("_") and results and all(memory(t) in given for t in results):
         return Work(0, 0.0, 0.0, 0, False)  # a view, or the operand itself
     read = float(sum(map(nbytes, operands)))
     if name in GATHERS:

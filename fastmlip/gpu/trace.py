@@ -15,14 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmlip import backend
+from fastmlip import backend, torch_private
 from fastmlip.gpu import operators
 from fastmlip.gpu.operators import Work, nbytes, place, tensors
 
@@ -62,13 +56,15 @@ def trace(function: Callable[[dict[str, Tensor]], Any], data: Mapping[str, Any])
     Raises:
         ValueError: it asks for numbers, of which shapes have none.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    fake, notes = torch_private.shapes_alone(), _Notes()
     tensors_of = {k: v for k, v in data.items() if isinstance(v, Tensor)}
     copies: dict[str, Tensor] = {k: fake.from_tensor(v) for k, v in tensors_of.items()}
     try:
-        with backend.as_on_gpu(), fake, _Notes() as notes:
+        with backend.as_on_gpu(), fake, notes.watch:
             function(copies)
-    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+    except RuntimeError as error:
+        if not torch_private.asks_for_numbers(error):
+            raise
         raise ValueError(
             f"expected a model whose launches follow from shapes, got one that asks for numbers: "
             f"{error}"
@@ -88,16 +84,15 @@ def _without_memory(call: Any) -> Any:
     return call and call._replace(operands=tuple(map(meta, call.operands)))
 
 
-class _Notes(TorchDispatchMode):
+class _Notes:
     def __init__(self) -> None:
-        super().__init__()
+        self.watch = torch_private.watching(self._see)
         self.launches: list[Launch] = []
         self.custom_calls = self.views = 0
         self._inside = ""
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = function._schema.name
+    def _see(self, function: Any, args: Any, kwargs: Any) -> Any:
+        name = function.name().partition(".")[0]
         if name in backend.TRITON_OPERATORS:
             self.custom_calls += 1
             return self._fused(name, args, kwargs)
@@ -119,7 +114,7 @@ class _Notes(TorchDispatchMode):
         from fastmlip.kernels._run import recorded
 
         outer, self._inside = self._inside, name
-        with recorded() as calls, self:
+        with recorded() as calls, self.watch:
             result = backend.TRITON_OPERATORS[name](*args, **kwargs)
         self._inside = outer
         known = {place(t) for t in (*tensors((args, kwargs)), *tensors(result))}
