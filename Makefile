@@ -13,7 +13,7 @@ CSRC := $(filter-out csrc/lammps/%,$(wildcard csrc/*/*.cpp csrc/*/*.h))
 PLUGIN := $(wildcard csrc/lammps/*.cpp csrc/lammps/*.h)
 SOURCES := $(CSRC) setup.py pyproject.toml
 
-.PHONY: demo demo-allegro demo-lammps demo-sevennet test test-all test-sevennet test-mace tritons test-torch fingerprints sanitize tsan lint format bench bench-all bench-mace docs wheel clean
+.PHONY: demo demo-allegro demo-lammps demo-sevennet test test-all test-sevennet test-mace tritons test-torch fingerprints sanitize tsan lint format bench bench-all bench-mace docs wheel gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -127,6 +127,23 @@ wheel: $(VENV)/.wheel
 	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w build/wheel .
 	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --strip --plat $(PLATFORM) --only-plat \
 		$(OF_TORCH) -w dist build/wheel/*.whl
+
+# one command for a machine with a GPU: tests and times, eight minutes after the extension is built.
+# It runs with the torch and the Triton of PYTHON, in an environment of its own that sees what PYTHON
+# has; only what is missing there is installed. OPTIONS are those of `fastmlip gpu-check`
+GPU := build/gpu
+DEVICE ?= cuda
+gpu:
+	$(PYTHON) bench/gpu_ready.py $(DEVICE)
+	test -x $(GPU)/bin/python || $(PYTHON) -m venv $(GPU)
+	$(PYTHON) -c "import sysconfig as s; [print(f'import site; site.addsitedir({s.get_path(p)!r})') \
+		for p in ('purelib', 'platlib')]" > "$$($(GPU)/bin/python -c \
+		"import sysconfig as s; print(s.get_path('purelib'))")/there.pth"
+	$(GPU)/bin/pip list --format freeze | grep -iE '^(torch|triton|pytorch-triton-rocm|numpy)=' \
+		> $(GPU)/pins
+	$(GPU)/bin/pip install -q -c $(GPU)/pins "setuptools>=77" ninja wheel
+	$(GPU)/bin/pip install -q --no-build-isolation -c $(GPU)/pins -e ".[bench]"
+	$(GPU)/bin/fastmlip gpu-check --device $(DEVICE) --out gpu_report $(OPTIONS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from .results import COPY, PRODUCT
 HERE = Path(__file__).resolve().parent
 PACKAGES = (
     "fastmlip", "torch", "triton", "e3nn", "nequip", "nequip-allegro", "cuequivariance-torch",
-    "openequivariance", "numpy",
+    "openequivariance", "lunaequivariance", "numpy",
 )  # fmt: skip
 # what of fastmlip.info() is not said elsewhere
 BACKENDS = ("asked for", "cpu tensors", "instruction set", "gpu tensors")

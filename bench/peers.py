@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -21,6 +22,8 @@ def convolutions(device: str) -> dict[str, Callable[[Case, str], Convolution]]:
         found["cuequivariance"] = cuequivariance
     if device != "cpu" and importlib.util.find_spec("openequivariance") is not None:
         found["openequivariance"] = openequivariance
+    if device != "cpu" and importlib.util.find_spec("LunaEquivariance") is not None:
+        found["LunaEquivariance"] = luna
     return found
 
 
@@ -40,7 +43,8 @@ def e3nn(case: Case, device: str) -> Convolution:
 
 def cuequivariance(case: Case, device: str) -> Convolution:
     """cuequivariance-torch's ``SegmentedPolynomial`` of the same paths and layout, which gathers
-    and sums itself. ``naive`` is its method in plain PyTorch, the one there is for a CPU."""
+    and sums itself. ``naive`` is its method in plain PyTorch, the one there is for a CPU; a GPU has
+    ``uniform_1d`` where its kernels are installed."""
     import cuequivariance as cue
     import cuequivariance_torch as cuet
 
@@ -57,8 +61,10 @@ def cuequivariance(case: Case, device: str) -> Convolution:
         for m1, m2, m3, value in p.cg:
             dense[m1, m2, m3] = value
         product.add_path(number, ins.i_in1, ins.i_in2, ins.i_out, c=dense.numpy())
+    kernels = device != "cpu" and importlib.util.find_spec("cuequivariance_ops_torch") is not None
+    method = "uniform_1d" if kernels else "naive"
     polynomial = cue.SegmentedPolynomial.eval_last_operand(product)
-    run = cuet.SegmentedPolynomial(polynomial, method="naive", math_dtype=torch.float32).to(device)
+    run = cuet.SegmentedPolynomial(polynomial, method=method, math_dtype=torch.float32).to(device)
 
     def convolution(x, edge_attr, edge_weight, edge_dst, edge_src):
         like = x.new_empty(x.shape[0], 1)  # only its first dimension is read
@@ -92,5 +98,25 @@ def openequivariance(case: Case, device: str) -> Convolution:
         if edge_src not in orders:
             orders[edge_src] = edge_src.argsort(stable=True)
         return run(x, edge_attr, edge_weight, edge_dst, edge_src, orders[edge_src])
+
+    return convolution
+
+
+def luna(case: Case, device: str) -> Convolution:
+    """LunaEquivariance's fused convolution, on the graph that it prepares."""
+    from e3nn.o3 import Irreps
+    from LunaEquivariance import TensorProductConv
+
+    *irreps, instructions = case.arguments()
+    run = TensorProductConv(
+        *map(Irreps, irreps), instructions, shared_weights=False, internal_weights=False,
+        dtype=torch.float32,
+    ).to(device)  # fmt: skip
+    graphs: dict[Tensor, Any] = {}  # by identity: made once for a graph, before it is timed
+
+    def convolution(x, edge_attr, edge_weight, edge_dst, edge_src):
+        if edge_src not in graphs:
+            graphs[edge_src] = run.create_graph(edge_src, edge_dst, x.shape[0])
+        return run(x, edge_attr, edge_weight, graph=graphs[edge_src])
 
     return convolution

@@ -126,7 +126,7 @@ def scalings(rows: Sequence[Row]) -> Iterator[tuple[str, PNG]]:
 def roofline(report: Report) -> PNG | None:
     """Achieved GFLOP/s over operations per byte."""
     rows = [row for row in report.rows if row.flops and row.moved]
-    if not rows:
+    if not rows or not report.environment["peaks"]:
         return None
     colors = _colors(rows)
     product, copy = (report.environment["peaks"][peak] for peak in (PRODUCT, COPY))

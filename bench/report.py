@@ -25,7 +25,7 @@ def write(report: Report, folder: Path) -> Path:
     page = folder / "index.html"
     page.write_text(
         template.render(
-            environment={"failed": [], **report.environment},
+            environment={"failed": [], "steps": [], **report.environment},
             figures=[(t, c, base64.b64encode(png).decode()) for t, c, png in figures(report)],
             lines=lines(pairs(report.rows)),
             tables=_tables(report),

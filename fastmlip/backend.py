@@ -14,13 +14,15 @@ import importlib
 import importlib.metadata
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 BACKENDS = ("auto", "cpp", "triton", "reference")
+_NOTED = "triton, noted"  # of `as_on_gpu`
 NO_TRITON = "Triton is not installed"
 FLOATS = (torch.float32, torch.float64)  # what kernels are there for
 
@@ -63,7 +65,19 @@ def load_triton() -> str | None:
 _no_cpp, _no_triton = load_extension(), load_triton()
 # torch reads the source of a triton_op for its kernels, and prints a line for each where it cannot
 # import Triton; there it would only raise when it is called, as the custom_op does
-triton_op = torch.library.custom_op if _no_triton else torch.library.triton_op
+_triton_op = torch.library.custom_op if _no_triton else torch.library.triton_op
+#: The functions behind the Triton operators, by the operator's name.
+TRITON_OPERATORS: dict[str, Callable[..., Any]] = {}
+
+
+def triton_op(name: str, mutates_args: Sequence[str]) -> Callable[[Callable[..., Any]], Any]:
+    """``torch.library.triton_op``, of a function that is kept in ``TRITON_OPERATORS``."""
+
+    def register(function: Callable[..., Any]) -> Any:
+        TRITON_OPERATORS[name] = function
+        return _triton_op(name, mutates_args=mutates_args)(function)
+
+    return register
 
 
 @cache
@@ -131,9 +145,22 @@ def use_backend(name: str) -> Iterator[None]:
         _in_block.reset(token)
 
 
+@contextlib.contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """Take the branch of a GPU for all tensors of a ``with`` block, on fake CPU tensors, on which
+    launches are noted and nothing runs: autograd has no fake GPU."""
+    token = _in_block.set(_NOTED)
+    try:
+        yield
+    finally:
+        _in_block.reset(token)
+
+
 def choose(x: torch.Tensor) -> str:
     """The backend for operands like ``x``: never a silent change of one that was named."""
     name = asked()
+    if name == _NOTED:
+        return "triton"
     if name == "auto":
         if x.is_cpu:
             return "reference" if _no_cpp else "cpp"

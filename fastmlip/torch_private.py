@@ -25,6 +25,7 @@ USES = (  # of torch
     "_C._will_engine_execute_node",
     "_C._AutoDispatchBelowAutograd",
     "_assert_async",
+    "_subclasses.FakeTensorMode",
     "autograd.forward_ad._current_level",
     "Tensor._is_zerotensor",
     "Tensor._version",
@@ -51,6 +52,7 @@ _is_zero = _or("Tensor._is_zerotensor", lambda t: True)
 _will_execute = _or("_C._will_engine_execute_node", lambda node: True)
 _counts_writes = _find("Tensor._version") is not None
 _Mode: Any = _find("utils._python_dispatch.TorchDispatchMode")
+_Fake: Any = _find("_subclasses.FakeTensorMode")
 _has_level = _find("autograd.forward_ad._current_level") is not None
 
 #: Whether a transform of torch.func is active. Else: one may be, but none in a graph.
@@ -116,6 +118,33 @@ def count_operators(namespace: str, run: Callable[[], Any]) -> dict[str, int]:
             run()
     start = f"{namespace}::"
     return {n.removeprefix(start): called[n] for n in sorted(called) if n.startswith(start)}
+
+
+def watching(see: Callable[[Any, tuple, dict], Any]) -> Any:
+    """A context in which a call of an operator is ``see(operator, args, kwargs)``; there, only
+    within the context again are calls seen. Else: RuntimeError."""
+    if _Mode is None:
+        raise RuntimeError(f"torch {torch.__version__} has no TorchDispatchMode")
+
+    class Watch(_Mode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            return see(func, args, kwargs or {})
+
+    return Watch()
+
+
+def shapes_alone() -> Any:
+    """A context in which new tensors have a shape and no numbers; its ``from_tensor`` makes such
+    copies of others. Else: RuntimeError."""
+    if _Fake is None:
+        raise RuntimeError(f"torch {torch.__version__} has no FakeTensorMode")
+    return _Fake(allow_non_fake_inputs=True)
+
+
+def asks_for_numbers(error: BaseException) -> bool:
+    """Whether an error of :func:`shapes_alone` says that numbers were asked for."""
+    names = ("DataDependentOutputException", "DynamicOutputShapeException")
+    return type(error).__name__ in names
 
 
 def _assert_now(condition: Tensor, message: str) -> None:

@@ -17,7 +17,7 @@ import triton.language as tl  # noqa: E402
 
 from fastmlip.gpu import code as code_module  # noqa: E402
 from fastmlip.gpu import passes, report  # noqa: E402
-from fastmlip.gpu.code import Code, _kind, compiled  # noqa: E402
+from fastmlip.gpu.code import Code, compiled  # noqa: E402
 from fastmlip.kernels._run import Call  # noqa: E402
 
 QUICK = ["gpu-report", "--operator", "scale_shift", "--target", "sm_90"]
@@ -178,7 +178,7 @@ def test_the_edge_loop_is_found(target):
     ],
 )  # fmt: skip
 def test_instructions_have_their_kind(instruction, kind):
-    assert _kind(instruction) == kind
+    assert code_module.kind(instruction) == kind
     assert set(code_module.KINDS) < set(code_module.KIND_NAMES)
 
 

@@ -82,15 +82,21 @@ class Code:
     @cached_property
     def instructions(self) -> Counter[str]:
         """Instructions of the whole kernel by kind (``KIND_NAMES``)."""
-        return Counter(_kind(text) for _, text in self._lines())
+        return Counter(kind(text) for _, text in self.lines())
 
     @cached_property
     def loop(self) -> Counter[str]:
         """Those of its longest loop, which walks edges or types; none where it was written without
         one (compilers make small loops of their own, for lanes that part)."""
+        begin, end = self.longest_loop()
+        lines = [text for _, text in self.lines()][begin : end + 1]
+        return Counter(map(kind, lines)) if end > begin else Counter()
+
+    def longest_loop(self) -> tuple[int, int]:
+        """Its first and its last instruction; (0, 0) where there is none."""
         if "scf.for" not in self.ttir and "scf.while" not in self.ttir:
-            return Counter()
-        lines = list(self._lines())
+            return 0, 0
+        lines = list(self.lines())
         begins = {label: n for n, (labels, _) in enumerate(lines) for label in labels}
         longest: tuple[int, int] = (0, 0)
         for n, (_, text) in enumerate(lines):
@@ -98,15 +104,13 @@ class Code:
             start = begins.get(to[1] or to[2], n) if to else n
             if n - start > longest[1] - longest[0]:
                 longest = (start, n)
-        if longest == (0, 0):
-            return Counter()
-        return Counter(_kind(text) for _, text in lines[longest[0] : longest[1] + 1])
+        return longest
 
     @property
     def atomics(self) -> int:
         return len(ATOMICS.findall(self.assembly)) + self.instructions["atomic"]
 
-    def _lines(self) -> Iterator[tuple[list[str], str]]:
+    def lines(self) -> Iterator[tuple[list[str], str]]:
         """Instructions, each with the labels that stand before it."""
         labels: list[str] = []
         for raw in self._listing[0].splitlines():
@@ -122,9 +126,10 @@ class Code:
                 labels = []
 
 
-def _kind(instruction: str) -> str:
+def kind(instruction: str) -> str:
+    """One of ``KIND_NAMES``."""
     text = re.sub(r"^(@!?U?P\w+\s+|\{\s*)", "", instruction)
-    return next((kind for kind, at in _KINDS.items() if at.match(text)), "other")
+    return next((name for name, at in _KINDS.items() if at.match(text)), "other")
 
 
 def _nvidia_tool(name: str, *arguments: Any) -> str:

@@ -2,13 +2,15 @@
 
 Nothing here is measured. Registers, spills, shared memory and instructions are read from compiled
 code; occupancy follows from them and from a multiprocessor's limits; times are a model: compulsory
-bytes and FLOPs at the vendors' peak figures (:mod:`fastmlip.gpu.targets`).
+bytes and FLOPs at the vendors' peak figures (:mod:`fastmlip.gpu.targets`), and beside it one that
+also waits for memory (:mod:`fastmlip.gpu.latency`).
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,14 +21,20 @@ from typing import Any
 from rich.table import Table
 
 from fastmlip import backend
+from fastmlip.gpu import latency
 from fastmlip.gpu.code import KIND_NAMES, Code, compiled
-from fastmlip.gpu.passes import EDGES_PER_NODE, Pass
+from fastmlip.gpu.gpus import GPUS, Gpu
+from fastmlip.gpu.passes import EDGES, EDGES_PER_NODE, NODES, Pass
+from fastmlip.gpu.rounds import program
 from fastmlip.gpu.targets import TARGETS, Target
 
 NOTE = (
     "A model, not a measurement: no kernel ran. Time is the roofline at the vendor's peak figures, "
-    f"with {EDGES_PER_NODE} edges a node; a real kernel takes longer."
+    f"with {EDGES_PER_NODE} edges a node; a real kernel takes longer. The times with latency add "
+    "waves of programs and rounds of memory; docs/gpu_proof.md says what they assume."
 )
+SIZES = (108, 1000, 10000)  # nodes
+_GPU_OF = {gpu.target.name: gpu for gpu in reversed(GPUS.values())}  # of two, the first
 
 
 class CannotCompile(RuntimeError):
@@ -53,7 +61,9 @@ class Row:
     bytes_per_edge: float  # an atom for scale_shift
     flops_per_edge: float
     model_gpu: str | None
-    model_seconds_per_edge: float | None
+    model_seconds_per_edge: float | None  # the roofline
+    rounds: int | None  # of memory in a pass of the loop, or in a program without one; sum
+    latency_seconds_per_edge: dict[str, float] | None  # by the number of nodes
 
     @property
     def fails(self) -> bool:
@@ -84,11 +94,16 @@ def check_compiler() -> None:
 def row(done: Pass, target: Target, codes: Iterable[Code]) -> Row:
     """The row of a pass from its compiled launches, which may fail to compile."""
     peak = target.peak
-    read: dict[str, Any] = dict.fromkeys(("registers", "spilled", "shared", "occupancy", "atomics"))
+    names = ("registers", "spilled", "shared", "occupancy", "atomics", "rounds")
+    read: dict[str, Any] = dict.fromkeys(names)
     instructions: dict[str, int | None] = dict.fromkeys(KIND_NAMES)
-    error = ""
+    error, at = "", None
     try:
         codes = list(codes)
+        bodies = [program(c) for c in codes]
+        read["rounds"] = sum((b.loop if b.step else b.once).rounds for b in bodies)
+        if target.name in _GPU_OF:
+            at = {str(n): _seconds_per_edge(done, codes, _GPU_OF[target.name], n) for n in SIZES}
         read["registers"] = max(c.registers for c in codes)
         read["spilled"] = sum(c.spilled for c in codes)
         read["shared"] = max(c.shared for c in codes)
@@ -97,18 +112,38 @@ def row(done: Pass, target: Target, codes: Iterable[Code]) -> Row:
         total: Counter[str] = sum((c.loop or c.instructions for c in codes), Counter())
         instructions = {kind: total[kind] for kind in KIND_NAMES}
     except Exception as problem:  # whatever a compiler raises; the other kernels are compiled
-        error = _reason(problem)
+        error = reason(problem)
     return Row(
         operator=done.operator, case=done.case, order=done.order, target=target.name,
         launches=len(done.calls), error=error, instructions=instructions,
         bytes_per_edge=done.nbytes, flops_per_edge=done.flops,
         model_gpu=peak.gpu if peak else None,
         model_seconds_per_edge=peak.seconds(done.nbytes, done.flops, done.double) if peak else None,
-        **read,
+        latency_seconds_per_edge=at, **read,
     )  # fmt: skip
 
 
-def _reason(error: BaseException) -> str:
+def _seconds_per_edge(done: Pass, codes: list[Code], gpu: Gpu, nodes: int) -> float:
+    """The roofline of the pass, or the sum of what its launches take one after the other, if that
+    is longer."""
+    per = 1 if done.operator == "scale_shift" else EDGES_PER_NODE
+    total = 0.0
+    for call, code in zip(done.calls, codes, strict=True):
+        along, *rest = call.grid
+        if along == NODES:
+            along = nodes
+        elif along == EDGES:
+            along = nodes * per
+        else:  # blocks of edges, or of nodes
+            block = 2 ** math.ceil(math.log2(EDGES / along)) if along > 1 else call.lanes
+            along = math.ceil(nodes * per / block)
+        programs = math.prod((along, *rest))
+        total += latency.launch(code, gpu, programs, EDGES_PER_NODE, 0.0, done.double).seconds
+    edges = nodes * per
+    return max(total, edges * gpu.peak.seconds(done.nbytes, done.flops, done.double)) / edges
+
+
+def reason(error: BaseException) -> str:
     """What it was in the end, in one line: Triton shows the source, once for each call."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -145,6 +180,12 @@ def tables(found: list[Row]) -> Iterator[Table]:
                 "FLOP/edge": lambda r: f"{r.flops_per_edge:.0f}",
             },
         )  # fmt: skip
+        if gpu:
+            yield _table(
+                f"{name}, modelled with latency: ns/edge", mine,
+                {"rounds": lambda r: str(r.rounds),
+                 **{f"{n:,} nodes": partial(_latency, str(n)) for n in SIZES}},
+            )  # fmt: skip
 
 
 def _table(title: str, rows: list[Row], columns: dict[str, Callable[[Row], str]]) -> Table:
@@ -167,6 +208,11 @@ def _table(title: str, rows: list[Row], columns: dict[str, Callable[[Row], str]]
 def _nanoseconds(r: Row) -> str:
     seconds = r.model_seconds_per_edge
     return "-" if seconds is None else f"{seconds * 1e9:.3g}"
+
+
+def _latency(nodes: str, r: Row) -> str:
+    found = r.latency_seconds_per_edge
+    return "-" if found is None else f"{found[nodes] * 1e9:.3g}"
 
 
 def _instructions(kind: str, r: Row) -> str:
@@ -197,7 +243,9 @@ def write(found: list[Row], out: Path) -> None:
     for r in found:
         line = asdict(r)
         kinds = {f"instructions_{kind}": n for kind, n in line.pop("instructions").items()}
-        flat.append({**line, **kinds, **versions})
+        at = line.pop("latency_seconds_per_edge") or dict.fromkeys(map(str, SIZES))
+        times = {f"latency_seconds_per_edge_{n}_nodes": value for n, value in at.items()}
+        flat.append({**line, **times, **kinds, **versions})
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(flat[0]))
         writer.writeheader()
