@@ -24,7 +24,7 @@ import torch
 
 from fastmlip import ops
 from fastmlip.integrations import inner, refine
-from fastmlip.integrations.derived import Derived, derive_in_place, is_cpp
+from fastmlip.integrations.derived import Derived, derive_in_place, has_kernels, is_cpp
 from fastmlip.integrations.harmonics import unsupported_harmonics
 from fastmlip.integrations.mace.layer import Edges, Layer, Parts, Shared, unsupported
 from fastmlip.nn.radial_spline import RadialSpline
@@ -125,8 +125,8 @@ def _cannot(model: Any, data: dict[str, Tensor], asked: Asked) -> str:
     if asked.lammps_mliap:
         return "edge vectors are given, as in LAMMPS"
     attrs = data["node_attrs"]
-    if not is_cpp(data["positions"]) or attrs.dtype != data["positions"].dtype:
-        return "the C++ operators do not run on its positions"
+    if not has_kernels(data["positions"]) or attrs.dtype != data["positions"].dtype:
+        return "neither the C++ nor the Triton operators run on its positions"
     one_hot = attrs.detach()
     if attrs.requires_grad or not bool(
         ((one_hot == 0) | (one_hot == 1)).all() & (one_hot.sum(1) == 1).all()
@@ -179,7 +179,7 @@ def _features(
     edges, first_row = _edges(model, data, graph)
     order = edge_order(receiver, sender, len(attrs))
     pair = None
-    if pairs and first_row is None:
+    if pairs and first_row is None and is_cpp(attrs):
         pair = ops.edge_pair(graph.vectors, edges.radial, order, len(attrs))
     types, kind = attrs.argmax(1).unique(return_inverse=True)
     shared = Shared(types, kind, order, pair, first_row, differentiates and not keeps_graph)
