@@ -30,6 +30,7 @@ Tensor = torch.Tensor
 LANES = 32  # channels of a warp: the smallest block
 MAX_WORDS = 96  # 32-bit registers of a lane for the sums and operands that live through an edge
 MAX_SUMS = 32  # sums of a lane in second order: with 38 the compiler for sm_100 spills some
+MAX_SPLINE_SUMS = 24  # likewise where weights are splines, whose polynomials live there too
 MAX_SENT = 80  # words of a lane's several channels in second order: with 84, likewise
 MAX_TERMS = 256  # coefficients unrolled into one kernel
 
@@ -72,9 +73,9 @@ def launches(
     written: set[int] = set()  # output blocks
     paths = sorted((p for p in problem.paths if p.mul), key=lambda p: (p.in1_offset, p.in2_offset))
     for in1_offset, block in groupby(paths, key=lambda p: p.in1_offset):
-        for number, chunk in enumerate(_chunks(list(block), sends, second, itemsize)):
+        for number, chunk in enumerate(_chunks(list(block), sends, second, itemsize, spline)):
             mul, d1 = chunk[0].mul, chunk[0].d1
-            block_u = _block_u(chunk, sends, second, itemsize)
+            block_u = _block_u(chunk, sends, second, itemsize, spline)
             blocks = -(-mul // block_u)
             table = _table(chunk, sends, written)
             done.append(Launch(table, mul, d1, in1_offset, number > 0, block_u, blocks, part))
@@ -104,7 +105,7 @@ def rows_like(like: Tensor, dim: int, written: set) -> Tensor:
     return (like.new_empty if covered else like.new_zeros)((like.shape[0], dim))
 
 
-def _words(chunk: list[Path], sends: bool, second: bool, itemsize: int) -> int:
+def _words(chunk: list[Path], sends: bool, second: bool, itemsize: int, spline: bool) -> int:
     """Estimated registers of a lane that holds one channel; more than MAX_WORDS is too many."""
     d1 = chunk[0].d1
     if sends:  # x, dx and their like; g, da and y of one path
@@ -113,11 +114,14 @@ def _words(chunk: list[Path], sends: bool, second: bool, itemsize: int) -> int:
     sums = sum(p.d3 for p in chunk)
     words = (sums + (4 if second else 2) * d1) * itemsize // 4  # and x, w x
     if second:
-        words = max(words, -(-sums * itemsize // 4 * MAX_WORDS // MAX_SUMS))
+        most = MAX_SPLINE_SUMS if spline else MAX_SUMS
+        words = max(words, -(-sums * itemsize // 4 * MAX_WORDS // most))
     return words
 
 
-def _chunks(paths: list[Path], sends: bool, second: bool, itemsize: int) -> list[list[Path]]:
+def _chunks(
+    paths: list[Path], sends: bool, second: bool, itemsize: int, spline: bool
+) -> list[list[Path]]:
     """Paths of one input block, first fit; a launch that receives holds an output block once."""
     sizes = [len(p.cg) for p in paths]
     even = sum(sizes) / -(-sum(sizes) // MAX_TERMS) + max(sizes) / 2
@@ -125,7 +129,7 @@ def _chunks(paths: list[Path], sends: bool, second: bool, itemsize: int) -> list
     for path in paths:
         for chunk in chunks:
             longer = [*chunk, path]
-            fits = _words(longer, sends, second, itemsize) <= MAX_WORDS
+            fits = _words(longer, sends, second, itemsize, spline) <= MAX_WORDS
             short = sum(len(p.cg) for p in longer) <= even
             alone = sends or all(p.out_offset != path.out_offset for p in chunk)
             if fits and short and alone:
@@ -136,9 +140,9 @@ def _chunks(paths: list[Path], sends: bool, second: bool, itemsize: int) -> list
     return chunks
 
 
-def _block_u(chunk: list[Path], sends: bool, second: bool, itemsize: int) -> int:
+def _block_u(chunk: list[Path], sends: bool, second: bool, itemsize: int, spline: bool) -> int:
     """Channels of a program: as many as fit the registers, with at most a tenth of them idle."""
-    mul, words = chunk[0].mul, _words(chunk, sends, second, itemsize)
+    mul, words = chunk[0].mul, _words(chunk, sends, second, itemsize, spline)
     for lanes in (4, 2):
         block_u = lanes * LANES
         idle = -mul % block_u
