@@ -56,6 +56,45 @@ def _zeros(n: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr, dty
     return values
 
 
+@triton.jit
+def _add_path(
+    sums, x, weight, types, num_rows, first, w, w_mask,
+    TABLE: tl.constexpr, b: tl.constexpr, p: tl.constexpr, DIM_IN: tl.constexpr,
+    WEIGHTS: tl.constexpr, TRANSPOSED: tl.constexpr, IR_MUL_IN: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):  # fmt: skip
+    """The sums of a program's rows, ``rows * dim`` tiles, with those of a path."""
+    dim: tl.constexpr = _block(TABLE, b, "dim")
+    mul: tl.constexpr = _block(TABLE, b, "mul")
+    rows: tl.constexpr = _block(TABLE, b, "rows")
+    mul_in: tl.constexpr = _path(TABLE, b, p, "mul")
+    step: tl.constexpr = channel_step(IR_MUL_IN, dim)
+    stride: tl.constexpr = component_step(IR_MUL_IN, mul_in)
+    for from_u in range(0, mul_in, BLOCK_IN):
+        u = from_u + tl.arange(0, BLOCK_IN)
+        in_mask = inside(u, mul_in, BLOCK_IN)[:, None]
+        mask = in_mask & w_mask[None, :]
+        if TRANSPOSED:
+            at_w = _path(TABLE, b, p, "weight") + w[None, :] * mul_in + u[:, None]
+        else:
+            at_w = _path(TABLE, b, p, "weight") + u[:, None] * mul + w[None, :]
+        at_x = _path(TABLE, b, p, "in") + (u * step)[:, None]
+        if types is None:
+            tile = tl.load(weight + at_w, mask=mask, other=0.0)
+        new_sums = ()
+        for r in tl.static_range(rows):
+            is_row = first + r < num_rows
+            if types is not None:
+                kind = tl.load(types + first + r, mask=is_row, other=0).to(tl.int64)
+                tile = tl.load(weight + kind * WEIGHTS + at_w, mask=mask, other=0.0)
+            row = x + (first + r) * DIM_IN + at_x
+            for m in tl.static_range(dim):
+                value = tl.load(row + m * stride, mask=in_mask & is_row, other=0.0)
+                new_sums = new_sums + (sums[r * dim + m] + value * tile,)
+        sums = new_sums
+    return sums
+
+
 @kernel("types", "num_rows")
 def _irreps_linear_kernel(
     out,  # [N, DIM_OUT]
@@ -88,31 +127,10 @@ def _irreps_linear_kernel(
             w_mask = inside(w, mul, BLOCK_OUT)
             sums = _zeros(rows * dim, BLOCK_IN, BLOCK_OUT, out.dtype.element_ty)
             for p in tl.static_range(_paths(TABLE, b)):
-                mul_in: tl.constexpr = _path(TABLE, b, p, "mul")
-                step: tl.constexpr = channel_step(IR_MUL_IN, dim)
-                stride: tl.constexpr = component_step(IR_MUL_IN, mul_in)
-                for from_u in range(0, mul_in, BLOCK_IN):
-                    u = from_u + tl.arange(0, BLOCK_IN)
-                    in_mask = inside(u, mul_in, BLOCK_IN)[:, None]
-                    mask = in_mask & w_mask[None, :]
-                    if TRANSPOSED:
-                        at_w = _path(TABLE, b, p, "weight") + w[None, :] * mul_in + u[:, None]
-                    else:
-                        at_w = _path(TABLE, b, p, "weight") + u[:, None] * mul + w[None, :]
-                    at_x = _path(TABLE, b, p, "in") + (u * step)[:, None]
-                    if types is None:
-                        tile = tl.load(weight + at_w, mask=mask, other=0.0)
-                    new_sums = ()
-                    for r in tl.static_range(rows):
-                        is_row = first + r < num_rows
-                        if types is not None:
-                            kind = tl.load(types + first + r, mask=is_row, other=0).to(tl.int64)
-                            tile = tl.load(weight + kind * WEIGHTS + at_w, mask=mask, other=0.0)
-                        row = x + (first + r) * DIM_IN + at_x
-                        for m in tl.static_range(dim):
-                            value = tl.load(row + m * stride, mask=in_mask & is_row, other=0.0)
-                            new_sums = new_sums + (sums[r * dim + m] + value * tile,)
-                    sums = new_sums
+                sums = _add_path(
+                    sums, x, weight, types, num_rows, first, w, w_mask,
+                    TABLE, b, p, DIM_IN, WEIGHTS, TRANSPOSED, IR_MUL_IN, BLOCK_IN,
+                )  # fmt: skip
             at = _block(TABLE, b, "out") + w * channel_step(IR_MUL_OUT, dim)
             for r in tl.static_range(rows):
                 row = out + (first + r) * DIM_OUT + at

@@ -46,6 +46,7 @@ SLICE = [
     ("edge_vectors", "sorted", "sm_90"),
     ("gate", "both parities", "sm_90"),
     ("gate", "nequip-M", "gfx942"),
+    ("irreps_linear", "several paths to a block", "sm_90"),
     ("irreps_linear", "nequip-M, self-connection", "sm_90"),
     ("irreps_linear", "nequip-M, linear_2", "gfx942"),
 ]

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import fastmlip
 from fastmlip.cli import app
+from fastmlip.integrations.fingerprints import installed
 from fastmlip.integrations.swap import report
 
 pytest.importorskip(
@@ -189,6 +190,12 @@ def test_weights_that_change_are_followed():
         for parameter in model.parameters():
             parameter.data.mul_(1.05)
     cases.assert_same(cases.run(fast, frame), cases.run(stock, frame), 1e-10)
+
+
+def test_the_installed_version_is_known():
+    rows = [row for row in installed() if row[0].startswith(("mace.", "e3nn."))]
+    assert len(rows) > 20
+    assert not [path for path, *_, is_known in rows if not is_known]
 
 
 # ---------------------------------------------------------------- MACE's own tools

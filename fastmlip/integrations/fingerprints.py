@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 from collections.abc import Iterator
 
 from fastmlip.integrations.forwards import fingerprint
@@ -19,9 +20,15 @@ def installed() -> Iterator[tuple[str, str, str, bool]]:
     class of a package that is there."""
     for path, versions in {p: v for host in HOSTS for p, v in host.known.items()}.items():
         module, _, name = path.rpartition(".")
+        if importlib.util.find_spec(module.partition(".")[0]) is None:
+            continue
         try:
             cls = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
+        except (
+            ImportError,
+            AttributeError,
+            ValueError,
+        ) as error:  # a host may refuse another's e3nn
             yield path, f"none: {error}", "", False
             continue
         found, top = fingerprint(cls), module.partition(".")[0]
