@@ -89,12 +89,14 @@ def test_forces_of_edges_and_virials_of_atoms(name):
     cases.assert_same(cases.run(fast, frame, **options), cases.run(stock, frame, **options), 1e-10)
 
 
-def test_a_caller_reads_gradients_of_single_edges():
+@pytest.mark.parametrize("name", ["shifts", "unit_shifts"])
+def test_a_caller_reads_gradients_of_single_edges(name):
     found = []
     for model in both():
         given = cases.data(model, cases.STRUCTURES["crystal"])
-        shifts = given["shifts"].requires_grad_()
-        energy = model(given, training=True, compute_force=False)["energy"]
+        shifts = given[name].requires_grad_()
+        options = {"compute_displacement": name == "unit_shifts"}
+        energy = model(given, training=True, compute_force=False, **options)["energy"]
         found.append(torch.autograd.grad(energy.sum(), shifts)[0])
     assert (found[1] - found[0]).abs().max() <= 1e-10 * found[0].abs().max()
 
@@ -159,6 +161,53 @@ def test_hooks_and_adapters_run():
     cases.assert_same(cases.run(fast, frame), cases.run(stock, frame), 1e-10)
 
 
+@pytest.mark.parametrize("name", ["", ".bessel_fn", ".cutoff_fn"])
+def test_hooks_on_the_radial_embedding_run(name):
+    found = []
+    for model in both():
+        part = model.get_submodule(f"radial_embedding{name}")
+        part.register_forward_hook(lambda module, args, out: _half(out))
+        found.append(cases.run(model, cases.STRUCTURES["crystal"]))
+    cases.assert_same(found[1], found[0], 1e-10)
+    unhooked = cases.run(cases.small(), cases.STRUCTURES["crystal"])
+    assert (found[0]["forces"] - unhooked["forces"]).abs().max() > 1e-3
+
+
+def _half(out):
+    return (out[0] / 2, out[1]) if isinstance(out, tuple) else out / 2
+
+
+def test_another_cutoff_runs():
+    found = []
+    for model in both():
+        model.radial_embedding.cutoff_fn = Linear(4.5)
+        found.append(cases.run(model, cases.STRUCTURES["crystal"]))
+    cases.assert_same(found[1], found[0], 1e-10)
+
+
+class Linear(torch.nn.Module):
+    def __init__(self, r_max):
+        super().__init__()
+        self.r_max, self.p = r_max, 5
+
+    def forward(self, x):
+        return (1 - x / self.r_max).clamp(min=0)
+
+
+def test_couplings_and_constants_that_change_are_followed():
+    """Couplings are part of a state dict."""
+    stock, fast = both()
+    frame = cases.STRUCTURES["crystal"]
+    state = {name: -t if "U_matrix_2" in name else t for name, t in stock.state_dict().items()}
+    before = cases.run(fast, frame)
+    for model in (stock, fast):
+        model.load_state_dict(state)
+        model.interactions[1].avg_num_neighbors = 3.0
+    want = cases.run(stock, frame)
+    assert (want["forces"] - before["forces"]).abs().max() > 1e-3
+    cases.assert_same(cases.run(fast, frame), want, 1e-10)
+
+
 def test_node_attributes_that_are_no_types():
     found = []
     for model in both():
@@ -174,6 +223,7 @@ def test_node_attributes_that_are_no_types():
         ({"others": "RealAgnosticResidualNonLinearInteractionBlock"}, "does not accelerate"),
         ({"apply_cutoff": False}, "its cutoff multiplies"),
         ({"correlation": 4}, "its correlation is 4"),
+        ({"num_interactions": 1, "use_last_readout_only": True}, "0 readouts for 1 layers"),
     ],
 )
 def test_what_is_not_accelerated_is_named(options, why, monkeypatch):

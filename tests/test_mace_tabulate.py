@@ -58,6 +58,10 @@ def test_what_a_tabulated_model_refuses():
     with pytest.raises(RuntimeError, match="cannot be trained"):
         fast(given)
     fast.requires_grad_(False)
+    hook = fast.radial_embedding.register_forward_hook(lambda module, args, out: out)
+    with pytest.raises(RuntimeError, match="radial embedding"):
+        fast(given)
+    hook.remove()
     fast.readouts[0] = torch.nn.Identity()
     with pytest.raises(RuntimeError, match="were changed"):
         fast(given)

@@ -31,8 +31,14 @@ class FoldedContraction(torch.nn.Module):
     Inputs and outputs have the channels innermost, ``[N, I * U]`` and ``[N, M * U]``.
     """
 
+    made_of: list[tuple[Tensor, int]]  # each U, and how often it was written to
+
     def __init__(self, contraction: Any) -> None:
         super().__init__()
+        self._make(contraction)
+
+    @torch.no_grad()
+    def _make(self, contraction: Any) -> None:
         inputs, outputs = (Irreps(str(i)) for i in (contraction.irreps_in, contraction.irreps_out))
         self.channels = inputs[0].mul
         terms: list[tuple[int, tuple[int, ...]]] = []
@@ -44,10 +50,20 @@ class FoldedContraction(torch.nn.Module):
         polynomial = Polynomial(
             sum(ir.dim for _, ir in inputs), sum(ir.dim for _, ir in outputs), tuple(terms)
         )
-        self.operator = nn.SymmetricContraction(polynomial)
+        self.operator = nn.SymmetricContraction(polynomial).to(s.device)
+        self.made_of = [(u, _version(u)) for u in _couplings(contraction)]
+
+    def _is_current(self, contraction: Any) -> bool:
+        """Whether U is what S was made of: state dicts bring a U too."""
+        us = _couplings(contraction)
+        return all(
+            u is seen and _version(u) == n for u, (seen, n) in zip(us, self.made_of, strict=True)
+        )
 
     def fold(self, contraction: Any, types: Tensor) -> Tensor:
         """Coefficients ``[len(types), terms, U]``."""
+        if not self._is_current(contraction):
+            self._make(contraction)
         blocks = []
         for number, part in enumerate(contraction.contractions):
             weights = torch.cat([w.index_select(0, types) for w in _weights(part)], 1)
@@ -78,6 +94,20 @@ class FoldedContraction(torch.nn.Module):
             if part.correlation > HIGHEST:
                 return f"its correlation is {part.correlation}, fastmlip goes to {HIGHEST}"
         return ""
+
+
+def _couplings(contraction: Any) -> list[Tensor]:
+    """U of each irrep of the output and each degree."""
+    return [
+        u
+        for part in contraction.contractions
+        for name, u in part._buffers.items()
+        if name.startswith("U_matrix")
+    ]
+
+
+def _version(t: Tensor) -> int:
+    return -1 if t.is_inference() else t._version
 
 
 def _weights(part: Any) -> list[Tensor]:

@@ -89,10 +89,9 @@ class Layer(torch.nn.Module):
         problem = TensorProductProblem.from_e3nn(block.conv_tp)
         problem = dataclasses.replace(problem, layout="ir_mul")
         self.convolution = TensorProductConv.from_problem(problem)
-        factor = 1.0 if parts.has_density else 1.0 / float(block.avg_num_neighbors)
         self.linear_up = linear.FoldedLinear(block.linear_up, layout_out="ir_mul")
         self.linear = linear.FoldedLinear(
-            block.linear, factor, problem.irreps_out, layout_in="ir_mul", layout_out="ir_mul"
+            block.linear, 1.0, problem.irreps_out, layout_in="ir_mul", layout_out="ir_mul"
         )
         inside = "mul_ir" if parts.is_residual else "ir_mul"
         self.skip = linear.TypedLinear(block.skip_tp, inside, inside)
@@ -124,7 +123,10 @@ class Layer(torch.nn.Module):
             up = up.index_select(0, shared.kind)
             kept = None if kept is None else kept.index_select(0, shared.kind)
         message = self._message(block, up, edges, shared)
-        message = self.linear.map(message, shared.taken(self.linear.fold(block.linear)))
+        weight = self.linear.fold(block.linear)
+        if not parts.has_density:
+            weight = weight / block.avg_num_neighbors
+        message = self.linear.map(message, shared.taken(weight))
         if parts.has_density:
             message = message / (self._density(block, edges, len(up)) + 1)
         if not parts.is_residual:

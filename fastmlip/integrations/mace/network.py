@@ -9,7 +9,7 @@ gradient of their radial network. Every edge has its own
 
 - where forces of edges or virials of atoms are asked for (``compute_edge_forces``,
   ``compute_atomic_stresses``),
-- where the ``shifts`` that are given require a gradient,
+- where the ``shifts`` or ``unit_shifts`` that are given require a gradient,
 - with ``accelerate(model, per_edge_gradients=True)``.
 
 In LAMMPS (ML-IAP), where edge vectors are given, MACE's own forward runs.
@@ -140,7 +140,10 @@ def _forward(model: Any, data: dict[str, Tensor], asked: Asked) -> dict[str, Ten
 
     of_atoms_asked = asked.compute_atomic_stresses and hasattr(model, "scale_shift")
     of_edges_asked = asked.compute_edge_forces or of_atoms_asked
-    own_gradients = of_edges_asked or model.per_edge_gradients or data["shifts"].requires_grad
+    given = (data[name] for name in ("shifts", "unit_shifts") if name in data)
+    own_gradients = (
+        of_edges_asked or model.per_edge_gradients or any(t.requires_grad for t in given)
+    )
     graph = prepare_graph(
         data, compute_virials=asked.compute_virials, compute_stress=asked.compute_stress,
         compute_displacement=asked.compute_displacement,
@@ -234,15 +237,16 @@ def _edges(model: Any, data: dict[str, Tensor], graph: Any) -> tuple[Edges, Tens
     embedding, vectors = model.radial_embedding, graph.vectors
     dtype, device = vectors.dtype, vectors.device
     is_fused = fuses_basis(embedding)
-    r_max = float(embedding.cutoff_fn.r_max)
+    r_max = float(model.r_max)
     roots = torch.zeros(0, dtype=torch.float64, device=device)
-    factor = 1.0
+    factor, power = 1.0, 6
     if is_fused:
+        r_max, power = float(embedding.cutoff_fn.r_max), int(embedding.cutoff_fn.p)
         roots = embedding.bessel_fn.bessel_weights.double() * (r_max / math.pi)
         factor = float(embedding.bessel_fn.prefactor) * math.pi / r_max
     found = ops.edge_embedding(
         vectors, roots, torch.full((1,), 1 / r_max, dtype=torch.float64, device=device),
-        l_max=model.spherical_harmonics._lmax, p=int(embedding.cutoff_fn.p), factor=factor,
+        l_max=model.spherical_harmonics._lmax, p=power, factor=factor,
         dtype=dtype, tables=model.harmonics,
     )  # fmt: skip
     index = data["edge_index"]
@@ -257,15 +261,22 @@ def _edges(model: Any, data: dict[str, Tensor], graph: Any) -> tuple[Edges, Tens
 
 
 def fuses_basis(embedding: Any) -> bool:
-    """Whether the radial basis is that of :func:`fastmlip.ops.edge_embedding`."""
-    return inner.kind(embedding.bessel_fn) == "BesselBasis" and not hasattr(
-        embedding, "distance_transform"
+    """Whether the radial basis is that of :func:`fastmlip.ops.edge_embedding`, and nothing was put
+    into the host's modules for it, whose forwards do not run then."""
+    known = {"bessel_fn": "BesselBasis", "cutoff_fn": "PolynomialCutoff"}
+    return (
+        not hasattr(embedding, "distance_transform")
+        and all(inner.kind(getattr(embedding, name)) == kind for name, kind in known.items())
+        and int(embedding.cutoff_fn.p) >= 2
+        and not inner.why_not(embedding.named_modules())
     )
 
 
 def _plan(model: Any) -> Plan:
     if model.tabulated and kinds(model) != model.tabulated:
         return Plan("modules that its tables were made of were changed", [])
+    if model.tabulated and not fuses_basis(model.radial_embedding):
+        return Plan("something was put into its radial embedding", [])
     if reason := unsupported_model(model):
         return Plan(reason, [])
     return Plan("", _parts(model))
@@ -293,6 +304,8 @@ def unsupported_model(model: Any) -> str:
         return f"its node_embedding has a {inner.kind(model.node_embedding.linear)}, not a Linear"
     if reason := unsupported_harmonics(model.spherical_harmonics):
         return f"its spherical_harmonics: {reason}"
+    if len(model.readouts) not in (1, len(model.interactions)):
+        return f"it has {len(model.readouts)} readouts for {len(model.interactions)} layers"
     for n, readout in enumerate(model.readouts):
         if inner.kind(readout) not in READOUTS:
             return f"its readouts.{n} is a {inner.kind(readout)}"
