@@ -67,6 +67,7 @@ def test_what_a_tabulated_model_refuses():
         fast(given)
 
 
-def test_distances_that_are_transformed_by_types():
-    with pytest.raises(ValueError, match="more than the distance"):
-        fastmlip.tabulate(cases.small("density"))
+@pytest.mark.parametrize("name", ["density", "gaussians"])
+def test_radial_functions_that_tables_are_not_made_for(name):
+    with pytest.raises(ValueError, match="not made of Bessel functions"):
+        fastmlip.tabulate(cases.small(name))

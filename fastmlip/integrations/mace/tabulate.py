@@ -39,7 +39,7 @@ def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None) -
     plan = network.plan()
     why = plan.reason
     if not why and not fuses_basis(network.radial_embedding):
-        why = "its radial basis depends on more than the distance"
+        why = "its radial basis is not made of Bessel functions of the plain distance"
     if why:
         raise ValueError(f"model: it cannot be tabulated: {why}")
     network.requires_grad_(False).eval()
