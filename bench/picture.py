@@ -35,7 +35,7 @@ def ratios(report: Report) -> dict[str, dict[str, float]]:
         stock = [time for who, time in times.items() if who not in FORMS]
         if stock and all(form in times for form in FORMS):
             system = what.split("-atom ")[-1]
-            label = f"NequIP {case}\n{size:,} atoms\n{system}"
+            label = f"{case}\n{size:,} atoms\n{system}"
             found[label] = {form: min(stock) / times[form] for form in FORMS}
     if not found:
         raise ValueError("the report has no row of bench_inference with stock, exact and tabulated")
@@ -46,7 +46,7 @@ def draw(report: Report, file: Path) -> None:
     """Bars, a pair for each model and system; the file's ending says the format."""
     bars = ratios(report)
     machine, versions = report.environment["machine"], report.environment["versions"]
-    figure, axis = plt.subplots(figsize=(0.7 + 0.95 * len(bars), 3.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(max(5.6, 0.7 + 0.95 * len(bars)), 3.4), layout="constrained")
     for n, (form, (label, color)) in enumerate(FORMS.items()):
         heights = [bar[form] for bar in bars.values()]
         places = [i + 0.4 * (n - 0.5) for i in range(len(bars))]
@@ -57,11 +57,12 @@ def draw(report: Report, file: Path) -> None:
     axis.set_xticks(range(len(bars)), list(bars), fontsize=8)
     axis.set_ylabel("times as fast as stock", fontsize=9)
     axis.set_title(
-        f"Energy and forces, compiled, float32. {machine['processor']}, 2 threads, "
+        f"Energy and forces of compiled models, float32, 2 threads. {machine['processor']},\n"
         f"torch {versions['torch'].split('+')[0]}, {report.environment['date'][:10]}",
         fontsize=8, loc="left",
     )  # fmt: skip
     axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(y=0.2)
     axis.legend(fontsize=8, frameon=False, loc="upper left")
     matplotlib.rcParams["svg.hashsalt"] = "fastmlip"  # the same file for the same numbers
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
