@@ -46,7 +46,9 @@ def draw(report: Report, file: Path) -> None:
     """Bars, a pair for each model and system; the file's ending says the format."""
     bars = ratios(report)
     machine, versions = report.environment["machine"], report.environment["versions"]
-    figure, axis = plt.subplots(figsize=(max(5.6, 0.7 + 0.95 * len(bars)), 3.4), layout="constrained")
+    figure, axis = plt.subplots(
+        figsize=(max(5.6, 0.7 + 0.95 * len(bars)), 3.4), layout="constrained"
+    )
     for n, (form, (label, color)) in enumerate(FORMS.items()):
         heights = [bar[form] for bar in bars.values()]
         places = [i + 0.4 * (n - 0.5) for i in range(len(bars))]
