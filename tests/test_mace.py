@@ -177,6 +177,19 @@ def _half(out):
     return (out[0] / 2, out[1]) if isinstance(out, tuple) else out / 2
 
 
+def test_radial_functions_of_an_unknown_version(monkeypatch):
+    """The fused kernel stands for them, so their code must be known."""
+    from mace.modules.radial import BesselBasis
+
+    def forward(self, x):
+        return self.prefactor * torch.sin(self.bessel_weights * x) / x * 2
+
+    monkeypatch.setattr(BesselBasis, "forward", forward)
+    with pytest.raises(ValueError, match="BesselBasis of an unknown version"):
+        fastmlip.accelerate(cases.small())
+    fastmlip.accelerate(cases.small("gaussians"))
+
+
 def test_another_cutoff_runs():
     found = []
     for model in both():

@@ -31,9 +31,10 @@ class Derived:
         stock.__dict__.update(self.__dict__)
         for held in ("_modules", "_buffers", "_parameters"):
             stock.__dict__[held] = type(vars(self)[held])(vars(self)[held])
-        for name in mixin.__annotations__:
-            for held in (stock.__dict__, stock._modules, stock._buffers):
-                held.pop(name, None)
+        for cls in mixin.__mro__[: mixin.__mro__.index(Derived)]:
+            for name in cls.__annotations__:
+                for held in (stock.__dict__, stock._modules, stock._buffers):
+                    held.pop(name, None)
         return stock
 
 

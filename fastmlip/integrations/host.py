@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastmlip.integrations import structures
 from fastmlip.integrations.derived import Derived
 from fastmlip.integrations.forwards import Known, objection, package
 
@@ -174,7 +175,7 @@ class HostModel:
 
     def frame(self, atoms: Any, types: Sequence[int]) -> dict[str, Tensor]:
         """Data of an ``ase.Atoms`` whose atoms are of the model's types of these numbers."""
-        raise NotImplementedError
+        return self.neighbours(structures.of_atoms(atoms, types))
 
     def neighbours(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         """``data`` with the neighbour list of its positions, on the device they are on."""
@@ -182,7 +183,7 @@ class HostModel:
 
     def batch(self, frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """One batch of several frames."""
-        raise NotImplementedError
+        return structures.together(frames)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastmlip.integrations.host import Host, Swap, all_but, by_itself
+from fastmlip.integrations.host import Host, Swap, by_itself
 from fastmlip.integrations.mace import forwards, models, network, tabulate
 
 _WHOLE = Swap(
@@ -10,7 +10,7 @@ _WHOLE = Swap(
     by_itself(network.unsupported_model),
     network.replace,
     has_rivals=False,
-    parts=all_but(*network.CALLED),
+    parts=network.passed_by,
     in_place=True,
 )
 HOST = Host(

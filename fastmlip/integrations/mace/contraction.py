@@ -118,18 +118,16 @@ def _weights(part: Any) -> list[Tensor]:
 def _terms(part: Any, first: int) -> tuple[list[tuple[int, tuple[int, ...]]], Tensor]:
     """Outputs, counted from ``first``, and monomials of a ``Contraction``, in ascending order, and
     S ``[terms, parameters of all degrees]``."""
-    found: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     us = [part.U_tensors(degree) for degree in range(1, part.correlation + 1)]
+    at, rows = [], []
     parameters = [u.shape[-1] for u in us]
     for degree, u in enumerate(us, 1):
         u = u if u.dim() == degree + 2 else u.unsqueeze(0)  # a scalar has no m
         entries = u.abs().amax(-1).nonzero()
-        rows = u.new_zeros(len(entries), sum(parameters))
-        start = sum(parameters[: degree - 1])
-        rows[:, start : start + parameters[degree - 1]] = u[tuple(entries.t())]
-        for (m, *inputs), row in zip(entries.tolist(), rows, strict=True):
-            at = (first + m, tuple(sorted(inputs)))
-            found[at] = found[at] + row if at in found else row
-    terms = sorted(found)
-    empty = us[0].new_zeros(0, sum(parameters))
-    return terms, torch.stack([found[at] for at in terms]) if terms else empty
+        before, after = sum(parameters[: degree - 1]), sum(parameters[degree:])
+        rows.append(torch.nn.functional.pad(u[tuple(entries.t())], (before, after)))
+        at += [(first + m, tuple(sorted(inputs))) for m, *inputs in entries.tolist()]
+    terms = sorted(set(at))
+    place = {term: n for n, term in enumerate(terms)}
+    index = torch.tensor([place[term] for term in at], dtype=torch.long, device=us[0].device)
+    return terms, us[0].new_zeros(len(terms), sum(parameters)).index_add(0, index, torch.cat(rows))

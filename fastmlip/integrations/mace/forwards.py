@@ -20,6 +20,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "mace.modules.symmetric_contraction.SymmetricContraction": {"62edcb5b3d6d9506": VERSION},
     "mace.modules.symmetric_contraction.Contraction": {"3d8bed53c11c3487": VERSION},
     "mace.modules.irreps_tools.reshape_irreps": {"24a0bda4527917ee": VERSION},
+    "mace.modules.blocks.RadialEmbeddingBlock": {"9b96ffd90da90bd1": VERSION},
     "mace.modules.radial.BesselBasis": {"9882b04f233221cb": VERSION},
     "mace.modules.radial.PolynomialCutoff": {"5c4febd7ffe0d5d6": VERSION},
     **e3nn_forwards.KNOWN,

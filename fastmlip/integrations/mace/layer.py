@@ -91,7 +91,7 @@ class Layer(torch.nn.Module):
         self.convolution = TensorProductConv.from_problem(problem)
         self.linear_up = linear.FoldedLinear(block.linear_up, layout_out="ir_mul")
         self.linear = linear.FoldedLinear(
-            block.linear, 1.0, problem.irreps_out, layout_in="ir_mul", layout_out="ir_mul"
+            block.linear, irreps_in=problem.irreps_out, layout_in="ir_mul", layout_out="ir_mul"
         )
         inside = "mul_ir" if parts.is_residual else "ir_mul"
         self.skip = linear.TypedLinear(block.skip_tp, inside, inside)

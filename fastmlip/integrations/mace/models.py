@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations import structures
 from fastmlip.integrations.host import HostModel, readable
 
 Tensor = torch.Tensor
@@ -57,9 +56,6 @@ class MaceModel(HostModel):
             "stress": torch.where(volume > SMALLEST_VOLUME, out["stress"], torch.nan),
         }
 
-    def frame(self, atoms: Any, types: Any) -> dict[str, Tensor]:
-        return self.neighbours(structures.of_atoms(atoms, types))
-
     def neighbours(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         from mace.data.neighborhood import get_neighborhood
 
@@ -70,9 +66,6 @@ class MaceModel(HostModel):
         index = torch.as_tensor(edges, dtype=torch.long, device=device).flip(0)
         moved = -torch.as_tensor(shifts, dtype=torch.float64, device=device)
         return {**data, "edge_index": index, "edge_cell_shift": moved.view(-1, 3)}
-
-    def batch(self, frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return structures.together(frames)
 
 
 def describe(model: torch.nn.Module) -> HostModel | None:

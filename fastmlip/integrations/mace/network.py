@@ -18,24 +18,25 @@ In LAMMPS (ML-IAP), where edge vectors are given, MACE's own forward runs.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 
 from fastmlip import ops
 from fastmlip.integrations import inner, refine
-from fastmlip.integrations.derived import Derived, derive_in_place, has_kernels, is_cpp
+from fastmlip.integrations.derived import derive_in_place, has_kernels, is_cpp
 from fastmlip.integrations.harmonics import unsupported_harmonics
+from fastmlip.integrations.host import all_but
 from fastmlip.integrations.mace.layer import Edges, Layer, Parts, Shared, unsupported
+from fastmlip.integrations.whole_model import WholeModel, begin, outdated
 from fastmlip.nn.radial_spline import RadialSpline
 from fastmlip.ops.edge_order import edge_order
 from fastmlip.spherical_harmonics import tables
 
 Tensor = torch.Tensor
 READOUTS = {"LinearReadoutBlock", "NonLinearReadoutBlock", "NonLinearBiasReadoutBlock"}
-CALLED = (
-    "atomic_energies_fn", "radial_embedding", "pair_repulsion_fn", "readouts", "scale_shift",
-)  # fmt: skip
+CALLED = ("atomic_energies_fn", "pair_repulsion_fn", "readouts", "scale_shift")
 
 
 class Plan(NamedTuple):
@@ -45,34 +46,13 @@ class Plan(NamedTuple):
     layers: list[Parts]
 
 
-class FastMACE(Derived):
-    """What the derived class has in place of the host's.
-
-    Attributes:
-        per_edge_gradients: whether gradients with respect to edge vectors are to be every edge's
-            own in any case.
-    """
+class FastMACE(WholeModel):
+    """What the derived class has in place of the host's."""
 
     fast_layers: torch.nn.ModuleList
     harmonics: Tensor  # tables
-    per_edge_gradients: bool
-    look: inner.Look
-    tabulated: list[str]  # kinds of its modules when it was tabulated
-    table_metadata: dict[str, str]
 
-    @property
-    def remark(self: Any) -> str:
-        """For the summary."""
-        if reason := self.plan().reason:
-            return f"MACE's own forward runs: {reason}"
-        if self.tabulated:
-            return refine.remark(self.table_metadata)
-        return "per_edge_gradients" if self.per_edge_gradients else ""
-
-    def __prepare_scriptable__(self: Any) -> torch.nn.Module:
-        if self.tabulated:
-            raise RuntimeError("a tabulated model cannot be scripted: script the exact one")
-        return super().__prepare_scriptable__()
+    otherwise = "MACE's own forward runs"
 
     def forward(
         self: Any,
@@ -273,8 +253,8 @@ def fuses_basis(embedding: Any) -> bool:
 
 
 def _plan(model: Any) -> Plan:
-    if model.tabulated and kinds(model) != model.tabulated:
-        return Plan("modules that its tables were made of were changed", [])
+    if reason := outdated(model):
+        return Plan(reason, [])
     if model.tabulated and not fuses_basis(model.radial_embedding):
         return Plan("something was put into its radial embedding", [])
     if reason := unsupported_model(model):
@@ -282,9 +262,10 @@ def _plan(model: Any) -> Plan:
     return Plan("", _parts(model))
 
 
-def kinds(model: Any) -> list[str]:
-    """Of all modules: those that tables know nothing of are others."""
-    return [type(module).__name__ for module in model.modules()]
+def passed_by(model: Any) -> Iterable[tuple[str, torch.nn.Module]]:
+    """``model`` and the modules in it whose forward will not run any more."""
+    called = CALLED if fuses_basis(model.radial_embedding) else (*CALLED, "radial_embedding")
+    return all_but(*called)(model)
 
 
 def _parts(model: Any) -> list[Parts]:
@@ -326,6 +307,5 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     harmonics = network.spherical_harmonics
     made = tables(harmonics._lmax, harmonics.normalization).to(like.device)
     network.register_buffer("harmonics", made, persistent=False)
-    network.per_edge_gradients, network.look = False, inner.Look()
-    network.tabulated, network.table_metadata = [], {}
+    begin(network)
     return network

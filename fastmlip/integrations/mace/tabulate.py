@@ -14,14 +14,12 @@ from typing import Any
 import torch
 
 from fastmlip.integrations import inner
-from fastmlip.integrations.host import TOLERANCE
 from fastmlip.integrations.mace import models
-from fastmlip.integrations.mace.network import FastMACE, fuses_basis, kinds
-from fastmlip.integrations.refine import LARGE, ROUNDINGS, positive, refine, refuse_states
+from fastmlip.integrations.mace.network import FastMACE, fuses_basis
+from fastmlip.integrations.whole_model import Function, put_tables
 from fastmlip.nn.radial_spline import RadialSpline
 
 Tensor = torch.Tensor
-USUAL = 10.0  # eV/Angstrom, of structures that are simulated
 
 
 def has_tables(model: torch.nn.Module) -> bool:
@@ -31,7 +29,6 @@ def has_tables(model: torch.nn.Module) -> bool:
 
 def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None) -> None:
     """Tabulate an accelerated model in place; :func:`fastmlip.tabulate` describes it."""
-    tol = positive(TOLERANCE if tol is None else tol)
     if not isinstance(model, FastMACE):
         raise ValueError(f"model: expected a whole model of MACE's, got {type(model).__name__}")
     network: Any = model
@@ -42,33 +39,21 @@ def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None) -
         why = "its radial basis is not made of Bessel functions of the plain distance"
     if why:
         raise ValueError(f"model: it cannot be tabulated: {why}")
-    network.requires_grad_(False).eval()
-    blocks = [parts.interaction for parts in plan.layers]
-    functions = [partial(_weights, *_in_float64(network, block)) for block in blocks]
+    layers = list(network.fast_layers)
+    functions: list[Function] = [
+        partial(_weights, *_in_float64(network, parts.interaction)) for parts in plan.layers
+    ]
 
     def forget() -> None:
-        for layer in network.fast_layers:
+        for layer in layers:
             layer.spline = None
 
     def fit(intervals: int) -> None:
-        for layer, function in zip(network.fast_layers, functions, strict=True):
+        for layer, function in zip(layers, functions, strict=True):
             layer.spline = RadialSpline(RadialSpline.fit(function, intervals).to(network.r_max))
 
-    forget()  # of a model that has tables: forces are compared with those of its networks
-    try:
-        roundings = ROUNDINGS * (1 + len(blocks))
-        host = models.host_model(network)
-        found = refine(host, fit, tol, structures, roundings=roundings, large=LARGE, usual=USUAL)
-    except BaseException:
-        forget()
-        raise
-    errors = [
-        RadialSpline.error(layer.spline.coefficients(), function)
-        for layer, function in zip(network.fast_layers, functions, strict=True)
-    ]
-    network.table_metadata = found.metadata(tol, errors)
-    network.tabulated, network.look = kinds(network), inner.Look()
-    refuse_states(network)
+    host, pieces = models.host_model(network), [[function] for function in functions]
+    put_tables(network, host, layers, pieces, fit, forget, tol, structures)
 
 
 def _in_float64(network: Any, block: Any) -> tuple[Any, Any, Any]:

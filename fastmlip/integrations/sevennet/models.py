@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from fastmlip.integrations import structures
 from fastmlip.integrations.host import HostModel, readable
 
 Tensor = torch.Tensor
@@ -67,9 +66,6 @@ class SevenNetModel(HostModel):
         model: Any = self.model
         return torch.tensor(sorted(model.type_map, key=model.type_map.get))
 
-    def frame(self, atoms: Any, types: Any) -> dict[str, Tensor]:
-        return self.neighbours(structures.of_atoms(atoms, types))
-
     def neighbours(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         from ase import Atoms
         from sevenn.train.dataload import unlabeled_atoms_to_graph
@@ -81,9 +77,6 @@ class SevenNetModel(HostModel):
         edges = torch.as_tensor(graph["edge_index"], dtype=torch.long, device=device)
         shifts = torch.as_tensor(graph["pbc_shift"], dtype=torch.float64, device=device)
         return {**data, "edge_index": edges, "edge_cell_shift": shifts.view(-1, 3)}
-
-    def batch(self, frames: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return structures.together(frames)
 
 
 def _volumes(data: dict[str, Tensor]) -> Tensor:

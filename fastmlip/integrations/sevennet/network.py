@@ -28,7 +28,7 @@ import torch
 
 from fastmlip import ops
 from fastmlip.integrations import inner, refine
-from fastmlip.integrations.derived import Derived, derive_in_place, has_kernels, is_cpp
+from fastmlip.integrations.derived import derive_in_place, has_kernels, is_cpp
 from fastmlip.integrations.forwards import package
 from fastmlip.integrations.sevennet.edge_embedding import FIRST_ROW
 from fastmlip.integrations.sevennet.layer import (
@@ -39,6 +39,7 @@ from fastmlip.integrations.sevennet.layer import (
     layers,
     unsupported,
 )
+from fastmlip.integrations.whole_model import WholeModel, begin, outdated
 from fastmlip.ops.edge_order import edge_order
 
 # modules whose effect on the data is known
@@ -66,32 +67,10 @@ class Plan(NamedTuple):
         return [step for step in self.steps if isinstance(step, Parts)]
 
 
-class FastAtomGraphSequential(Derived):
-    """What the derived class has in place of the host's.
+class FastAtomGraphSequential(WholeModel):
+    """What the derived class has in place of the host's."""
 
-    Attributes:
-        per_edge_gradients: whether gradients with respect to edge vectors are to be every edge's
-            own in any case.
-    """
-
-    per_edge_gradients: bool
-    look: inner.Look
-    tabulated: list[str]  # kinds of its modules when it was tabulated
-    table_metadata: dict[str, str]
-
-    @property
-    def remark(self: Any) -> str:
-        """For the summary."""
-        if reason := self.plan().reason:
-            return f"module by module: {reason}"
-        if self.tabulated:
-            return refine.remark(self.table_metadata)
-        return "per_edge_gradients" if self.per_edge_gradients else ""
-
-    def __prepare_scriptable__(self: Any) -> torch.nn.Module:
-        if self.tabulated:
-            raise RuntimeError("a tabulated model cannot be scripted: script the exact one")
-        return super().__prepare_scriptable__()
+    otherwise = "module by module"
 
     def forward(self: Any, input: Any) -> Any:
         """``input`` with the host's fields."""
@@ -166,15 +145,10 @@ def _types_of(kind: torch.Tensor, first: Parts) -> tuple[torch.Tensor, torch.Ten
     return torch.arange(operator.irreps_in2.dim, device=kind.device), kind
 
 
-def kinds(network: Any) -> list[str]:
-    """Of all modules: those that tables know nothing of are others."""
-    return [type(module).__name__ for module in network.modules()]
-
-
 def _plan(network: Any) -> Plan:
     row = list(network)
-    if network.tabulated and kinds(network) != network.tabulated:
-        return Plan("modules that its tables were made of were changed", ())
+    if reason := outdated(network):
+        return Plan(reason, ())
     found = layers(row)
     if not found:
         return Plan("it has no layers that fastmlip knows", ())
@@ -242,8 +216,7 @@ def replace(old: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     """``old`` itself, of the fast class."""
     network: Any = old
     derive_in_place(FastAtomGraphSequential, network)
-    network.per_edge_gradients, network.look = False, inner.Look()
-    network.tabulated, network.table_metadata = [], {}
+    begin(network)
     for parts in layers(list(network)).values():
         if not unsupported(parts):
             parts.conv.layer = InteractionLayer(parts)

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
 
 from fastmlip.integrations import inner
-from fastmlip.integrations.host import TOLERANCE
-from fastmlip.integrations.refine import LARGE, ROUNDINGS, positive, refine, refuse_states
 from fastmlip.integrations.sevennet import models
 from fastmlip.integrations.sevennet.edge_embedding import FastEdgeEmbedding
-from fastmlip.integrations.sevennet.network import FastAtomGraphSequential, kinds
+from fastmlip.integrations.sevennet.network import FastAtomGraphSequential
+from fastmlip.integrations.whole_model import Function, put_tables
 from fastmlip.nn.radial_spline import RadialSpline
 
 Tensor = torch.Tensor
-USUAL = 10.0  # eV/Angstrom, of structures that are simulated
-Function = Callable[[Tensor], Tensor]
 
 
 def has_tables(model: torch.nn.Module) -> bool:
@@ -34,7 +31,6 @@ def has_tables(model: torch.nn.Module) -> bool:
 
 def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None) -> None:
     """Tabulate an accelerated model in place; :func:`fastmlip.tabulate` describes it."""
-    tol = positive(TOLERANCE if tol is None else tol)
     if not isinstance(model, FastAtomGraphSequential):
         raise ValueError(f"model: expected a whole model of SevenNet's, got {type(model).__name__}")
     network: Any = model
@@ -46,7 +42,6 @@ def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None) -
         raise ValueError(f"model: it cannot be tabulated: {why}")
     (embedding,) = embeddings
     convs = [step.conv for step in plan.layers]
-    network.requires_grad_(False).eval()
     functions = [_functions(conv.weight_nn, embedding) for conv in convs]
     to_zero = len(functions[0]) == 1  # an XPLOR cutoff has a second derivative at its end
 
@@ -63,22 +58,8 @@ def tabulate_(model: Any, tol: float | None, structures: Iterable[Any] | None) -
         embedding.pieces = len(functions[0])
         embedding.spline = convs[0].layer.spline
 
-    forget()  # of a model that has tables: forces are compared with those of its networks
-    try:
-        roundings = ROUNDINGS * (1 + len(convs))
-        host = models.host_model(network)
-        found = refine(host, fit, tol, structures, roundings=roundings, large=LARGE, usual=USUAL)
-    except BaseException:
-        forget()
-        raise
-    errors = [
-        RadialSpline.error(conv.layer.spline.coefficients(kind), piece)
-        for conv, pieces in zip(convs, functions, strict=True)
-        for kind, piece in enumerate(pieces)
-    ]
-    network.table_metadata = found.metadata(tol, errors)
-    network.tabulated, network.look = kinds(network), inner.Look()
-    refuse_states(network)
+    host, parts = models.host_model(network), [conv.layer for conv in convs]
+    put_tables(network, host, parts, functions, fit, forget, tol, structures)
 
 
 def _functions(weight_nn: Any, embedding: Any) -> list[Function]:
